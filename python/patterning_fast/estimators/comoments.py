@@ -1,0 +1,96 @@
+"""The streaming statistics of a run: totals of losses, observables and their products, by group of chains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patterning_fast import ops
+
+
+class Means(NamedTuple):
+    """Means over the draws of each group, about the shifts; float64."""
+
+    loss: Tensor
+    """E[l], `[groups, losses]`."""
+    observable: Tensor
+    """E[φ], `[groups, observables]`."""
+    cross: Tensor
+    """E[φl], `[groups, observables, losses]`."""
+    square: Tensor
+    """E[φφᵀ], `[groups, observables, observables]`."""
+
+
+@dataclass
+class Comoments:
+    """Totals that `ops.comoments_update` adds to: memory does not grow with draws."""
+
+    loss_shift: Tensor
+    observable_shift: Tensor
+    count: Tensor
+    loss_sum: Tensor
+    observable_sum: Tensor
+    cross: Tensor
+    observable_square: Tensor
+
+    @classmethod
+    def zeros(cls, groups: int, loss_shift: Tensor, observable_shift: Tensor) -> Comoments:
+        """Empty totals for `groups` about the shifts `[losses]` and `[observables]`."""
+        n, k = loss_shift.numel(), observable_shift.numel()
+
+        def empty(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=loss_shift.device)
+
+        return cls(
+            loss_shift, observable_shift, empty(groups), empty(groups, n), empty(groups, k), empty(groups, k, n),
+            empty(groups, k, k),
+        )  # fmt: skip
+
+    def update(self, losses: Tensor, observables: Tensor, groups: Tensor) -> None:
+        """Add one draw of some chains: losses `[chains, losses]`, observables `[chains, observables]`."""
+        ops.comoments_update(
+            losses,
+            observables,
+            self.loss_shift,
+            self.observable_shift,
+            groups,
+            self.count,
+            self.loss_sum,
+            self.observable_sum,
+            self.cross,
+            self.observable_square,
+        )
+
+    def means(self, groups: slice) -> Means:
+        """Means of some of the groups."""
+        count = self.count[groups]
+        return Means(
+            self.loss_sum[groups] / count[:, None],
+            self.observable_sum[groups] / count[:, None],
+            self.cross[groups] / count[:, None, None],
+            self.observable_square[groups] / count[:, None, None],
+        )
+
+
+def jackknife(statistic: Callable[[Means], Tensor], groups: Means) -> tuple[Tensor, Tensor]:
+    """A statistic of overall means, with its standard error, from groups that are independent of each other.
+
+    `statistic` maps means without the group dimension to a tensor. The mean of the pseudo-values is free of the
+    1/groups bias of the plug-in value; for covariances it is exactly unbiased, however correlated the draws within a
+    group are (it pairs φ̄ and l̄ of different groups only). Source: Efron & Tibshirani 1993, §11.
+    """
+    number = len(groups.loss)
+    totals = Means(*(tensor.sum(0) for tensor in groups))
+    plug_in = statistic(Means(*(total / number for total in totals)))
+    mean, squares = torch.zeros_like(plug_in), torch.zeros_like(plug_in)
+    for group in range(number):
+        without = Means(*((total - tensor[group]) / (number - 1) for total, tensor in zip(totals, groups, strict=True)))
+        pseudo_value = number * plug_in - (number - 1) * statistic(without)
+        step = pseudo_value - mean
+        mean += step / (group + 1)
+        squares += step * (pseudo_value - mean)
+    return mean, (squares / (number - 1) / number).sqrt()

@@ -1,0 +1,103 @@
+"""The attention-only language model of the susceptibility papers (arXiv:2504.18274, appendix), with rotary positions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class AttentionOnlyLM(nn.Module):
+    """Causal attention-only transformer: tokens `[batch, T]` (int64) to logits `[batch, T, vocabulary]`.
+
+    Weights of one head are contiguous (`qkv` is `[3, heads, head_width, width]`, `output` is
+    `[heads, head_width, width]`), so that restricting a chain to a head moves whole ranges of memory.
+    Raises ValueError where `width` does not split into `heads` heads of even width.
+    """
+
+    def __init__(self, vocabulary: int, context: int, width: int = 64, heads: int = 2, layers: int = 2) -> None:
+        super().__init__()
+        if width % heads or (width // heads) % 2:
+            raise ValueError(
+                f"width {width} must split into {heads} heads of an even width (rotary positions turn pairs of coordinates)"
+            )
+        self.vocabulary, self.context, self.width, self.heads = vocabulary, context, width, heads
+        self.embedding = nn.Parameter(torch.randn(vocabulary, width) * 0.02)
+        self.layers = nn.ModuleList(AttentionLayer(width, heads) for _ in range(layers))
+        self.final_norm = nn.LayerNorm(width)
+        self.unembedding = nn.Parameter(torch.randn(vocabulary, width) / width**0.5)
+        cos, sin = rotary_table(context, width // heads)
+        self.register_buffer("rotary_cos", cos, persistent=False)
+        self.register_buffer("rotary_sin", sin, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = F.embedding(tokens, self.embedding)
+        cos, sin = self.rotary_cos[: tokens.shape[-1]], self.rotary_sin[: tokens.shape[-1]]
+        for layer in self.layers:
+            hidden = hidden + layer(hidden, cos, sin)
+        return F.linear(self.final_norm(hidden), self.unembedding)
+
+    @torch.no_grad()
+    def attention_patterns(self, tokens: Tensor) -> Tensor:
+        """Attention probabilities `[layers, batch, heads, T, T]` on `tokens` `[batch, T]`."""
+        hidden = F.embedding(tokens, self.embedding)
+        length = tokens.shape[-1]
+        cos, sin = self.rotary_cos[:length], self.rotary_sin[:length]
+        future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
+        patterns = []
+        for layer in self.layers:
+            query, key, _ = layer.queries_keys_values(hidden, cos, sin)
+            scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+            patterns.append(scores.masked_fill(future, -torch.inf).softmax(-1))
+            hidden = hidden + layer(hidden, cos, sin)
+        return torch.stack(patterns)
+
+    def attention_head_parameters(self) -> dict[str, dict[str, list[tuple[int, int]]]]:
+        """Head name ("l0h1") to the ranges `(start, stop)` it owns in each flattened parameter."""
+        return {
+            f"l{index}h{head}": {
+                f"layers.{index}.qkv": [
+                    ((part * self.heads + head) * layer.head_size, (part * self.heads + head + 1) * layer.head_size)
+                    for part in range(3)
+                ],
+                f"layers.{index}.output": [(head * layer.head_size, (head + 1) * layer.head_size)],
+            }
+            for index, layer in enumerate(self.layers)
+            for head in range(self.heads)
+        }
+
+
+class AttentionLayer(nn.Module):
+    """Pre-norm multi-head causal attention without biases; returns the layer's addition to the residual stream."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        head_width = width // heads
+        self.head_size = head_width * width
+        self.norm = nn.LayerNorm(width)
+        self.qkv = nn.Parameter(torch.randn(3, heads, head_width, width) / width**0.5)
+        self.output = nn.Parameter(torch.randn(heads, head_width, width) / width**0.5)
+
+    def queries_keys_values(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries, rotated keys and values, each `[batch, heads, T, head_width]`."""
+        qkv = F.linear(self.norm(hidden), self.qkv.flatten(0, 2))
+        query, key, value = qkv.unflatten(-1, self.qkv.shape[:3]).permute(2, 0, 3, 1, 4)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        query, key, value = self.queries_keys_values(hidden, cos, sin)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return mixed.transpose(1, 2).flatten(2) @ self.output.flatten(0, 1)
+
+
+def rotary_table(context: int, head_width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines `[context, head_width]` of rotary position embedding (arXiv:2104.09864), halves layout."""
+    frequency = 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
+    angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency).repeat(1, 2)
+    return angle.cos().float(), angle.sin().float()
+
+
+def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn `[..., T, head_width]` vectors by their position's rotary angle."""
+    first, second = vectors.chunk(2, -1)
+    return vectors * cos + torch.cat((-second, first), -1) * sin

@@ -1,0 +1,1 @@
+"""The executable definition of each op: slow, plain, and what every kernel is held to."""

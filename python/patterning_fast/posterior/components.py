@@ -1,0 +1,129 @@
+"""Components: which coordinates of the parameters move in a restricted chain (arXiv:2504.18274, §2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+FULL = "full"
+"""The component of all parameters."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A named set of coordinates: parameter name to the flat indices that move, or None for the whole parameter."""
+
+    name: str
+    coordinates: Mapping[str, Tensor | None]
+
+    def size(self, parameters: Mapping[str, Tensor]) -> int:
+        """Number of coordinates that move."""
+        return sum(
+            parameters[name].numel() if index is None else index.numel() for name, index in self.coordinates.items()
+        )
+
+
+def component(model: nn.Module, name: str, masks: Mapping[str, Tensor | None] | Iterable[str]) -> Component:
+    """A component from parameter names, or from boolean masks of the parameters' shapes (None: the whole of it).
+
+    Raises ValueError for parameters the model lacks, masks of another shape or kind, or nothing that moves.
+    """
+    parameters = dict(model.named_parameters())
+    wanted = dict(masks) if isinstance(masks, Mapping) else dict.fromkeys(masks)
+    coordinates: dict[str, Tensor | None] = {}
+    for parameter, mask in wanted.items():
+        if parameter not in parameters:
+            raise ValueError(
+                f"component {name!r} names the parameter {parameter!r}, which the model lacks; it has {list(parameters)}"
+            )
+        if mask is None:
+            coordinates[parameter] = None
+            continue
+        shape = parameters[parameter].shape
+        if mask.dtype != torch.bool or mask.shape != shape:
+            raise ValueError(
+                f"component {name!r}: the mask of {parameter!r} must be bool of shape {list(shape)}, "
+                f"got {mask.dtype} of shape {list(mask.shape)}"
+            )
+        index = mask.flatten().nonzero().squeeze(1).cpu()
+        if index.numel():
+            coordinates[parameter] = None if index.numel() == mask.numel() else index
+    if not coordinates:
+        raise ValueError(f"component {name!r} is empty: nothing in it would move")
+    return Component(name, coordinates)
+
+
+def full(model: nn.Module) -> Component:
+    """The unrestricted component."""
+    return component(model, FULL, [name for name, _ in model.named_parameters()])
+
+
+def layers(model: nn.Module) -> dict[str, Component]:
+    """One component for each element of each `nn.ModuleList` or `nn.Sequential` in `model` that has parameters.
+
+    Raises ValueError for a model without such stacks; build components by `component` there.
+    """
+    found = {}
+    for stack_name, stack in model.named_modules():
+        if isinstance(stack, nn.ModuleList | nn.Sequential):
+            for index, layer in stack.named_children():
+                name = f"{stack_name}.{index}" if stack_name else index
+                inside = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters()]
+                if inside:
+                    found[name] = component(model, name, inside)
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} has no nn.ModuleList or nn.Sequential of layers; "
+            "name what moves with pf.component(model, name, parameters)"
+        )
+    return found
+
+
+def attention_heads(model: nn.Module) -> dict[str, Component]:
+    """One component for each attention head, by name ("l0h1": layer 0, head 1).
+
+    Heads are read from `model.attention_head_parameters()`, which the built-in models have: head name to the ranges
+    `(start, stop)` it owns in each flattened parameter. Raises ValueError for a model without it.
+    """
+    describe = getattr(model, "attention_head_parameters", None)
+    if describe is None:
+        raise ValueError(
+            f"{type(model).__name__} does not say where its heads lie: give it a method attention_head_parameters() "
+            "(see AttentionOnlyLM), or build the heads with pf.component(model, name, masks)"
+        )
+    parameters = dict(model.named_parameters())
+    heads = {}
+    for head, owned in describe().items():
+        masks = {}
+        for parameter, ranges in owned.items():
+            mask = torch.zeros(parameters[parameter].numel(), dtype=torch.bool)
+            for start, stop in ranges:
+                mask[start:stop] = True
+            masks[parameter] = mask.view(parameters[parameter].shape)
+        heads[head] = component(model, head, masks)
+    return heads
+
+
+def resolve_components(model: nn.Module, components: Mapping[str, Component] | None) -> list[Component]:
+    """The components to sample, "full" always the last; raises ValueError where one does not fit `model`."""
+    parameters = dict(model.named_parameters())
+    resolved = []
+    for name, each in (components or {}).items():
+        if name == FULL:
+            continue
+        for parameter, index in each.coordinates.items():
+            if parameter not in parameters:
+                raise ValueError(
+                    f"component {name!r} moves the parameter {parameter!r}, which the model lacks; "
+                    f"it has {list(parameters)}: was the component built for another model?"
+                )
+            if index is not None and int(index.max()) >= parameters[parameter].numel():
+                raise ValueError(
+                    f"component {name!r} moves coordinate {int(index.max())} of {parameter!r}, which has only "
+                    f"{parameters[parameter].numel()}: was the component built for another model?"
+                )
+        resolved.append(Component(name, each.coordinates))
+    return [*resolved, full(model)]

@@ -1,0 +1,122 @@
+"""The localised tempered posterior at a trained point (arXiv:2308.12108)."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor, nn
+
+from patterning_fast.posterior.data import check_data, sample_count, take, to_device
+from patterning_fast.posterior.losses import Batch, Loss
+
+
+class LossModule(nn.Module):
+    """Model and loss as one module, so that its parameters can be swapped for a chain's wherever the loss uses them."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+class LocalPosterior:
+    """p(w) ∝ exp(−n_beta·L_ρ(w) − (localization/2)·|w − w*|²) around the weights w* that `model` has now.
+
+    Args:
+        model: any nn.Module with float32 parameters. A copy is kept, in eval mode; `model` itself is never touched.
+        loss: `loss(model, batch)` to `[batch]` or `[batch, tokens]` in nats, e.g. `pf.losses.next_token`.
+        data: samples along the first dimension: a tensor, or a tuple of tensors such as `(x, y)`.
+        n_beta: nβ ≥ 0, inverse temperature times n; 0 is the control that ignores the loss.
+        localization: γ ≥ 0, strength of the pull to w*; one of the two must be positive.
+        weights: ρ of each sample or token, shaped as the losses of `data`; None for all 1.
+
+    Raises:
+        TypeError, ValueError: parameters that are not float32 or not finite, empty data, ids outside the vocabulary,
+            n_beta or localization out of range, losses that are not finite at w* or of the wrong shape, weights
+            that do not fit the losses.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        data: Batch,
+        *,
+        n_beta: float,
+        localization: float,
+        weights: Tensor | None = None,
+    ) -> None:
+        for name, value in (("n_beta", n_beta), ("localization", localization)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {value}")
+        if n_beta == 0 and localization == 0:
+            raise ValueError("n_beta and localization are both 0: nothing would hold the chains; set one of them > 0")
+        check_parameters(model)
+        check_data("data", data, model)
+        device = next(model.parameters()).device
+        self.data = to_device(data, str(device))
+        self.n_beta, self.localization = float(n_beta), float(localization)
+        self.loss_module = LossModule(copy.deepcopy(model).eval().requires_grad_(False), loss)
+        shape = self.loss_shape(self.data)
+        if weights is not None and tuple(weights.shape) != (sample_count(data), *shape):
+            raise ValueError(
+                f"weights have shape {list(weights.shape)}, but the losses of data have "
+                f"{[sample_count(data), *shape]}: weights belong to samples or tokens one by one"
+            )
+        if weights is not None and not bool(torch.isfinite(weights).all()):
+            raise ValueError(f"{int((~torch.isfinite(weights)).sum())} weights are not finite")
+        self.weights = None if weights is None else weights.to(device=device, dtype=torch.float32)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model at w*, in eval mode."""
+        return self.loss_module.model
+
+    @property
+    def item_count(self) -> int:
+        """n: the samples or tokens that L_n is a mean over."""
+        return sample_count(self.data) * math.prod(self.loss_shape(self.data))
+
+    def loss_shape(self, data: Batch) -> tuple[int, ...]:
+        """Shape of one sample's losses: () or (tokens,); raises ValueError for a loss that is reduced or deeper."""
+        with torch.no_grad():
+            losses = self.loss_module(take(data, slice(0, 2)))
+        samples = sample_count(take(data, slice(0, 2)))
+        if losses.dim() not in (1, 2) or len(losses) != samples:
+            raise ValueError(
+                f"the loss returned shape {list(losses.shape)} for {samples} samples; it must return one loss per sample "
+                f"[batch] or per token [batch, tokens], unreduced (reduction='none')"
+            )
+        return tuple(losses.shape[1:])
+
+    def weighted_loss(self, losses: Tensor, samples: Tensor) -> Tensor:
+        """L_ρ on a minibatch: the mean of ρ·l over `losses` of the given `samples`."""
+        return (losses if self.weights is None else losses * self.weights[samples]).mean()
+
+    def reweighted(self, weights: Tensor | None) -> LocalPosterior:
+        """The same posterior with weights ρ."""
+        return LocalPosterior(
+            self.model,
+            self.loss_module.loss,
+            self.data,
+            n_beta=self.n_beta,
+            localization=self.localization,
+            weights=weights,
+        )
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Raise TypeError or ValueError unless `model` has parameters, all float32 and finite."""
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ValueError(f"{type(model).__name__} has no parameters: there is nothing to sample")
+    wrong = {name: str(tensor.dtype) for name, tensor in parameters.items() if tensor.dtype != torch.float32}
+    if wrong:
+        raise TypeError(f"parameters must be float32, got {wrong}; use model.float()")
+    broken = [name for name, tensor in parameters.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ValueError(f"the parameters {broken} hold values that are not finite")
