@@ -4,20 +4,32 @@ import torch  # noqa: F401  loaded first, so that the kernels share its OpenMP t
 
 from patterning_fast import ops
 from patterning_fast.engine.sample import ChainDivergedError, sample
+from patterning_fast.patterning.inversion import Plan, invert
+from patterning_fast.patterning.modes import Mode, Modes, modes
+from patterning_fast.patterning.verification import verify
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component, attention_heads, component, layers
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.sgld import SGLD
+from patterning_fast.training.train import train, weighted_loss
 
 __all__ = [
     "SGLD",
     "ChainDivergedError",
     "Component",
     "LocalPosterior",
+    "Mode",
+    "Modes",
+    "Plan",
     "attention_heads",
     "component",
+    "invert",
     "layers",
     "losses",
+    "modes",
     "ops",
     "sample",
+    "train",
+    "verify",
+    "weighted_loss",
 ]

@@ -76,8 +76,8 @@ class Comoments:
         )
 
 
-def jackknife(statistic: Callable[[Means], Tensor], groups: Means) -> tuple[Tensor, Tensor]:
-    """A statistic of overall means, with its standard error, from groups that are independent of each other.
+def pseudo_values(statistic: Callable[[Means], Tensor], groups: Means) -> Tensor:
+    """Jackknife pseudo-values `[groups, ...]` of a statistic of overall means, from groups independent of each other.
 
     `statistic` maps means without the group dimension to a tensor. The mean of the pseudo-values is free of the
     1/groups bias of the plug-in value; for covariances it is exactly unbiased, however correlated the draws within a
@@ -86,11 +86,13 @@ def jackknife(statistic: Callable[[Means], Tensor], groups: Means) -> tuple[Tens
     number = len(groups.loss)
     totals = Means(*(tensor.sum(0) for tensor in groups))
     plug_in = statistic(Means(*(total / number for total in totals)))
-    mean, squares = torch.zeros_like(plug_in), torch.zeros_like(plug_in)
-    for group in range(number):
-        without = Means(*((total - tensor[group]) / (number - 1) for total, tensor in zip(totals, groups, strict=True)))
-        pseudo_value = number * plug_in - (number - 1) * statistic(without)
-        step = pseudo_value - mean
-        mean += step / (group + 1)
-        squares += step * (pseudo_value - mean)
-    return mean, (squares / (number - 1) / number).sqrt()
+
+    def without(group: int) -> Means:
+        return Means(*((total - tensor[group]) / (number - 1) for total, tensor in zip(totals, groups, strict=True)))
+
+    return torch.stack([number * plug_in - (number - 1) * statistic(without(group)) for group in range(number)])
+
+
+def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over independent groups `[groups, ...]` and its standard error."""
+    return values.mean(0), values.std(0) / len(values) ** 0.5

@@ -12,7 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from patterning_fast.chains.plan import ChainPlan
-from patterning_fast.estimators.comoments import Comoments, Means, jackknife
+from patterning_fast.estimators.comoments import Comoments, Means, mean_and_error, pseudo_values
 
 if TYPE_CHECKING:
     from patterning_fast.engine.evaluation import EvaluationSet
@@ -64,49 +64,52 @@ class Statistics:
     def component_names(self) -> list[str]:
         return [each.name for each in self.plan.components]
 
-    def estimate(self, component: int, statistic: Callable[[Means], Tensor]) -> tuple[Tensor, Tensor]:
-        """A statistic of one component's chains and its standard error."""
+    def by_group(self, component: int, statistic: Callable[[Means], Tensor]) -> Tensor:
+        """Pseudo-values `[groups, ...]` of a statistic of one component's chains: their mean is the estimate."""
         groups = self.plan.groups
-        return jackknife(statistic, self.totals.means(slice(component * groups, (component + 1) * groups)))
+        return pseudo_values(statistic, self.totals.means(slice(component * groups, (component + 1) * groups)))
 
-    def by_component(self, statistic: Callable[[Means], Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        """A statistic and its standard error for every component, `[component, ...]`."""
-        pairs = [self.estimate(index, statistic) for index in range(len(self.plan.components))]
-        value, error = (torch.stack(each).cpu().numpy() for each in zip(*pairs, strict=True))
-        return value, error
-
-    def dataset(self, name: str, statistic: Callable[[Means], Tensor], long_name: str, units: str) -> xr.Dataset:
-        """The statistic by component and, where it has that dimension, by tracked loss."""
-        value, error = self.by_component(statistic)
-        per_loss = value.ndim == 2
-        dims = ("component", self.loss_dimension) if per_loss else ("component",)
-        result = xr.Dataset(
-            {name: (dims, value), f"{name}_error": (dims, error)},
-            coords={"component": self.component_names} | (self.loss_coordinates() if per_loss else {}),
+    def dataset(
+        self, name: str, statistic: Callable[[Means], Tensor], dims: tuple[str, ...], long_name: str, units: str
+    ) -> xr.Dataset:
+        """A statistic of every component, with its standard error and, as `NAME_group`, its values by group."""
+        variables: dict[str, list[np.ndarray]] = {name: [], f"{name}_error": [], f"{name}_group": []}
+        for component in range(len(self.plan.components)):
+            groups = self.by_group(component, statistic)
+            value, error = mean_and_error(groups)
+            for variable, each in zip(variables, (value, error, groups.float()), strict=True):
+                variables[variable].append(each.cpu().numpy())
+        described = {name: long_name, f"{name}_error": f"standard error of {long_name}",
+                     f"{name}_group": f"jackknife values of {long_name}, by independent group of chains"}  # fmt: skip
+        return xr.Dataset(
+            {
+                variable: (
+                    ("component", *(("group",) if variable.endswith("_group") else ()), *dims),
+                    np.stack(values),
+                    {"long_name": described[variable], "units": units},
+                )
+                for variable, values in variables.items()
+            },
+            coords={"component": self.component_names} | (self.loss_coordinates() if dims else {}),
             attrs=self.attrs,
         )
-        result[name].attrs = {"long_name": long_name, "units": units}
-        result[f"{name}_error"].attrs = {"long_name": f"standard error of {long_name}", "units": units}
-        return result
 
     def llc(self) -> xr.Dataset:
-        """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) of each component (arXiv:2308.12108), with mu = E[φ] [nats]."""
+        """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) of each component (arXiv:2308.12108), and mu = E[φ] [nats]."""
+        mean = self.dataset("mu", lambda means: means.observable[0], (), "posterior mean of L(w) - L(w*)", "nats")
         n_beta = float(str(self.attrs["n_beta"]))
-        result = self.dataset("mu", lambda means: means.observable[0], "posterior mean of L(w) - L(w*)", "nats")
-        result["llc"] = n_beta * result["mu"]
-        result["llc_error"] = n_beta * result["mu_error"]
-        result["llc"].attrs = {"long_name": "local learning coefficient of the restricted posterior", "units": "1"}
-        result["llc_error"].attrs = {"long_name": "standard error of the learning coefficient", "units": "1"}
-        return result
+        scaled = self.dataset("llc", lambda means: n_beta * means.observable[0], (), "local learning coefficient", "1")
+        return mean.merge(scaled)
 
     def susceptibilities(self) -> xr.Dataset:
-        """χ_C(z) = −Cov_C[φ_C, l_z − L], `chi [component, token or sample]` in nats² (arXiv:2504.18274, eq. 5).
+        """χ_C(z) = −Cov_C[φ_C, l_z − L], `chi [component, token or sample]` in nats² (arXiv:2504.18274).
 
         χ > 0 at z: up-weighting z raises E[φ_C].
         """
         result = self.dataset(
             "chi",
             lambda means: variance(means) - covariance(means)[0],
+            (self.loss_dimension,),
             "susceptibility -Cov[phi, l_z - L]",
             "nats^2",
         )
@@ -115,22 +118,18 @@ class Statistics:
 
     def influence(self) -> xr.Dataset:
         """Bayesian influence −Cov_C[l_z, φ_C] on L, `[component, token or sample]` in nats² (arXiv:2509.26544)."""
-        return self.dataset("influence", lambda means: -covariance(means)[0], "Bayesian influence -Cov[l_z, phi]", "nats^2")
+        dims = (self.loss_dimension,)
+        return self.dataset("influence", lambda means: -covariance(means)[0], dims, "influence -Cov[l_z, phi]", "nats^2")
 
     def loss_kernel(self) -> xr.Dataset:
-        """Loss kernel Cov_C[l_i, l_j] of each component (arXiv:2509.26537), `[component, loss, other]` in nats².
+        """Loss kernel Cov_C[l_i, l_j] of each component (arXiv:2509.26537) in nats².
 
         Raises ValueError unless `sample` was told to track it.
         """
         if not self.loss_kernel_tracked:
             raise ValueError("the loss kernel was not tracked: call sample(..., loss_kernel=True)")
-        value, error = self.by_component(lambda means: covariance(means)[1:])
-        dims = ("component", self.loss_dimension, f"other_{self.loss_dimension}")
-        return xr.Dataset(
-            {"kernel": (dims, value), "kernel_error": (dims, error)},
-            coords={"component": self.component_names} | self.loss_coordinates(),
-            attrs=self.attrs,
-        )
+        dims = (self.loss_dimension, f"other_{self.loss_dimension}")
+        return self.dataset("kernel", lambda means: covariance(means)[1:], dims, "loss kernel Cov[l_i, l_j]", "nats^2")
 
     def diagnostics(self) -> xr.Dataset:
         """Health of the chains: φ of each, split R̂ of each component, and the distance travelled from w*."""

@@ -22,8 +22,8 @@ class AttentionOnlyLM(nn.Module):
                 f"width {width} must split into {heads} heads of an even width (rotary positions turn pairs of coordinates)"
             )
         self.vocabulary, self.context, self.width, self.heads = vocabulary, context, width, heads
-        self.embedding = nn.Parameter(torch.randn(vocabulary, width) * 0.02)
-        self.layers = nn.ModuleList(AttentionLayer(width, heads) for _ in range(layers))
+        self.embedding = nn.Parameter(torch.randn(vocabulary, width))
+        self.layers = nn.ModuleList(AttentionLayer(width, heads, 0.4 / layers) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
         self.unembedding = nn.Parameter(torch.randn(vocabulary, width) / width**0.5)
         cos, sin = rotary_table(context, width // heads)
@@ -68,15 +68,18 @@ class AttentionOnlyLM(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """Pre-norm multi-head causal attention without biases; returns the layer's addition to the residual stream."""
+    """Pre-norm multi-head causal attention without biases; returns the layer's addition to the residual stream.
 
-    def __init__(self, width: int, heads: int) -> None:
+    `output_scale` < 1 lets the stream start as the embedding, which the heads then learn to read.
+    """
+
+    def __init__(self, width: int, heads: int, output_scale: float) -> None:
         super().__init__()
         head_width = width // heads
         self.head_size = head_width * width
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Parameter(torch.randn(3, heads, head_width, width) / width**0.5)
-        self.output = nn.Parameter(torch.randn(heads, head_width, width) / width**0.5)
+        self.output = nn.Parameter(torch.randn(heads, head_width, width) * output_scale / width**0.5)
 
     def queries_keys_values(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated queries, rotated keys and values, each `[batch, heads, T, head_width]`."""

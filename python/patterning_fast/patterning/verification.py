@@ -1,0 +1,55 @@
+"""Is the prediction kept? Sample again under the weighted loss and compare (the fluctuation–dissipation relation)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from patterning_fast.engine.sample import sample
+from patterning_fast.patterning.inversion import Plan
+from patterning_fast.patterning.weights import weights_for
+from patterning_fast.posterior.data import sample_count
+from patterning_fast.posterior.local_posterior import LocalPosterior
+from patterning_fast.samplers.sgld import SGLD
+
+
+def verify(plan: Plan, posterior: LocalPosterior, sampler: SGLD, *, scale: float = 1.0, **sampling: Any) -> xr.Dataset:
+    """Predicted against realised dμ of each component when the posterior's data are weighted by the plan.
+
+    Args:
+        plan: of weights on the data of `posterior`, whose n_beta χ must have been estimated at.
+        scale: fraction of the plan's strength to check at: linear response holds for small ones.
+        sampling: as for `sample` (components, chains, draws, ...). Both runs use the same noise and minibatches, so
+            that their difference is far less noisy than either.
+
+    Returns `predicted`, `realised`, their errors, and `z`, the difference in standard errors. Raises ValueError for
+    weights that do not belong to the posterior's data, another n_beta, or negative weights that make L_ρ unbounded
+    below in any chain (as ChainDivergedError, from `sample`).
+    """
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a finite number > 0, got {scale}")
+    if float(str(plan.attrs["n_beta"])) != posterior.n_beta:
+        raise ValueError(f"the plan was made at n_beta {plan.attrs['n_beta']}, the posterior has {posterior.n_beta}")
+    weights = weights_for(plan.scaled(scale), sample_count(posterior.data), posterior.loss_shape(posterior.data))
+    before = sample(posterior, sampler, **sampling)
+    after = sample(posterior.reweighted(weights), sampler, **sampling)
+    groups = before.plan.groups
+    difference = (after.totals.means(slice(None)).observable - before.totals.means(slice(None)).observable)[:, 0]
+    by_group = difference.view(-1, groups).cpu().numpy()
+    names = [name for name in before.component_names if name in plan.predicted["component"].values]
+    at = [before.component_names.index(name) for name in names]
+    predicted = plan.predicted.sel(component=names)
+    result = xr.Dataset(
+        {
+            "predicted": scale * predicted["dmu"],
+            "predicted_error": scale * predicted["dmu_error"],
+            "realised": ("component", by_group[at].mean(1)),
+            "realised_error": ("component", by_group[at].std(1, ddof=1) / np.sqrt(groups)),
+        },
+        attrs=after.attrs | {"scale": scale},
+    )
+    error = np.hypot(result["predicted_error"], result["realised_error"])
+    return result.assign(z=(result["realised"] - result["predicted"]) / error)

@@ -1,0 +1,73 @@
+"""How much of an induction circuit a model has, measured apart from any susceptibility (Olsson et al. 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patterning_fast.models.attention_only import AttentionOnlyLM
+from patterning_fast.posterior.losses import next_token
+
+
+@dataclass(frozen=True)
+class RepeatedStrings:
+    """Strings of random tokens, each repeated to the end of its context: only induction can predict the repeats."""
+
+    tokens: Tensor
+    """int64 `[strings, T + 1]`."""
+    periods: Tensor
+    """int64 `[strings]`."""
+
+    def repeats(self) -> Tensor:
+        """Which next tokens `[strings, T]` a perfect induction circuit predicts: those seen after the same token before."""
+        return torch.arange(self.tokens.shape[1] - 1) >= self.periods[:, None]
+
+    def loss_on_repeats(self, model: nn.Module) -> float:
+        """Mean loss [nats] on the repeats."""
+        with torch.no_grad():
+            return float(next_token(model, self.tokens)[self.repeats()].mean())
+
+    def head_scores(self, model: AttentionOnlyLM) -> dict[str, dict[str, float]]:
+        """Mean attention of every head, on the repeats, to the token after the last occurrence ("induction"), and
+        anywhere to the token before ("previous_token"): head name to score to value in [0, 1]."""
+        patterns = model.attention_patterns(self.tokens[:, :-1])
+        length = patterns.shape[-1]
+        queries = torch.arange(length)
+        source = (queries - self.periods[:, None] + 1).clamp(min=0)
+        induction = patterns.gather(-1, source[None, :, None, :, None].expand(*patterns.shape[:3], -1, 1)).squeeze(-1)
+        induction = induction.movedim(2, -1)[:, self.repeats()].mean(1)
+        previous = patterns.diagonal(-1, -2, -1).mean((1, 3))
+        return {
+            f"l{layer}h{head}": {
+                "induction": float(induction[layer, head]),
+                "previous_token": float(previous[layer, head]),
+            }
+            for layer in range(patterns.shape[0])
+            for head in range(patterns.shape[2])
+        }
+
+
+def repeated_strings(alphabet: Tensor, strings: int, length: int, seed: int) -> RepeatedStrings:
+    """`strings` of random tokens of `alphabet`, `length` long, with periods between a sixth and a half of it."""
+    generator = np.random.default_rng(seed)
+    periods = generator.integers(length // 6, length // 2, strings)
+    random = generator.integers(0, len(alphabet), (strings, length))
+    tokens = alphabet[torch.from_numpy(random)].gather(1, torch.from_numpy(np.arange(length) % periods[:, None]))
+    return RepeatedStrings(tokens, torch.from_numpy(periods))
+
+
+def predictable_by_induction(tokens: Tensor, match: int = 3) -> Tensor:
+    """Which next tokens `[contexts, T]` of `[contexts, T + 1]` repeat what followed the same `match` tokens before."""
+    length = tokens.shape[1] - 1
+    same = tokens[:, :, None] == tokens[:, None, :]  # [contexts, position, earlier position]
+    run = same[:, match - 1 : length, match - 1 : length].clone()
+    for back in range(1, match):
+        run &= same[:, match - 1 - back : length - back, match - 1 - back : length - back]
+    followed = run & same[:, match:, match:]
+    earlier = torch.ones(followed.shape[1:], dtype=torch.bool).tril(-1)
+    found = torch.zeros(tokens.shape[0], length, dtype=torch.bool)
+    found[:, match - 1 :] = (followed & earlier).any(-1)
+    return found

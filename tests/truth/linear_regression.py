@@ -1,0 +1,66 @@
+"""Linear regression at its least-squares solution, where the posterior is Gaussian and every estimate has a closed form.
+
+With H = (1/n)Σxxᵀ and Σ the exact stationary covariance of SGLD, whose eigenvalues are 1/(a(1 − lr·a/4)) for
+a = n_beta·h + localization: E[L] − L* = ½tr(HΣ), χ(z_j) = −½(x_jᵀΣHΣx_j − tr(HΣHΣ)), and
+Cov(l_i, l_j) = ½(x_iᵀΣx_j)² + r_i r_j x_iᵀΣx_j. Restricted chains: x by its coordinates in the component.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import patterning_fast as pf
+
+
+@dataclass(frozen=True)
+class LinearRegression:
+    x: Tensor
+    y: Tensor
+    n_beta: float
+    localization: float
+    lr: float
+
+    def model(self) -> nn.Linear:
+        model = nn.Linear(self.x.shape[1], 1, bias=False)
+        solution = torch.linalg.lstsq(self.x.double(), self.y.double()).solution
+        with torch.no_grad():
+            model.weight.copy_(solution.T)
+        return model
+
+    def posterior(self, model: nn.Module) -> pf.LocalPosterior:
+        return pf.LocalPosterior(
+            model, pf.losses.squared_error, (self.x, self.y), n_beta=self.n_beta, localization=self.localization
+        )
+
+    def curvature(self, coordinates: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """x, H and Σ of the chains that move these coordinates."""
+        x = self.x.double()[:, coordinates]
+        h, vectors = torch.linalg.eigh(x.T @ x / len(x))
+        a = self.n_beta * h + self.localization
+        return x, x.T @ x / len(x), vectors @ torch.diag(1 / (a * (1 - self.lr * a / 4))) @ vectors.T
+
+    def llc(self, coordinates: list[int]) -> float:
+        _, hessian, sigma = self.curvature(coordinates)
+        return self.n_beta * 0.5 * float(torch.trace(hessian @ sigma))
+
+    def susceptibility(self, coordinates: list[int]) -> Tensor:
+        x, hessian, sigma = self.curvature(coordinates)
+        inner = sigma @ hessian @ sigma
+        return -0.5 * (torch.einsum("ni,ij,nj->n", x, inner, x) - torch.trace(hessian @ inner))
+
+    def loss_kernel(self, coordinates: list[int]) -> Tensor:
+        x, _, sigma = self.curvature(coordinates)
+        between = x @ sigma @ x.T
+        solution = self.model().weight.detach().double().T
+        residual = (self.x.double() @ solution - self.y.double()).flatten()
+        return 0.5 * between**2 + residual[:, None] * residual * between
+
+
+def linear_regression(seed: int, samples: int = 40, width: int = 6) -> LinearRegression:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, width, generator=generator)
+    y = x @ torch.randn(width, 1, generator=generator) + 0.3 * torch.randn(samples, 1, generator=generator)
+    return LinearRegression(x, y, n_beta=30.0, localization=5.0, lr=0.01)
