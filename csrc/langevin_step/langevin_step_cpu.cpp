@@ -51,10 +51,11 @@ void step_piece(const LangevinStep& op, int64_t chain, int64_t begin, int64_t en
 }
 
 LangevinStepStatus check(const LangevinStep& op) {
-  if (op.row_starts[0] != 0 || op.row_starts[op.chains] != op.param_count) return LangevinStepStatus::bad_row_starts;
+  const int64_t* const starts = op.row_starts;
+  if (starts[0] != 0 || starts[op.chains] != op.param_count || !std::is_sorted(starts, starts + op.chains + 1))
+    return LangevinStepStatus::bad_row_starts;
   for (int64_t chain = 0; chain < op.chains; ++chain) {
-    const int64_t length = op.row_starts[chain + 1] - op.row_starts[chain];
-    if (length < 0) return LangevinStepStatus::bad_row_starts;
+    const int64_t length = starts[chain + 1] - starts[chain];
     if (op.center_starts[chain] < 0 || op.center_starts[chain] + length > op.center_count)
       return LangevinStepStatus::bad_center_starts;
   }

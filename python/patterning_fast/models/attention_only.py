@@ -12,21 +12,21 @@ class AttentionOnlyLM(nn.Module):
 
     Weights of one head are contiguous (`qkv` is `[3, heads, head_width, width]`, `output` is
     `[heads, head_width, width]`), so that restricting a chain to a head moves whole ranges of memory.
-    Raises ValueError where `width` does not split into `heads` heads of even width.
+    Raises ValueError for an odd `head_width`.
     """
 
-    def __init__(self, vocabulary: int, context: int, width: int = 64, heads: int = 2, layers: int = 2) -> None:
+    def __init__(
+        self, vocabulary: int, context: int, width: int = 64, heads: int = 4, head_width: int = 16, layers: int = 2
+    ) -> None:
         super().__init__()
-        if width % heads or (width // heads) % 2:
-            raise ValueError(
-                f"width {width} must split into {heads} heads of an even width (rotary positions turn pairs of coordinates)"
-            )
+        if head_width % 2:
+            raise ValueError(f"head_width must be even, got {head_width}: rotary positions turn pairs of coordinates")
         self.vocabulary, self.context, self.width, self.heads = vocabulary, context, width, heads
         self.embedding = nn.Parameter(torch.randn(vocabulary, width))
-        self.layers = nn.ModuleList(AttentionLayer(width, heads, 0.4 / layers) for _ in range(layers))
+        self.layers = nn.ModuleList(AttentionLayer(width, heads, head_width, 0.4 / layers) for _ in range(layers))
         self.final_norm = nn.LayerNorm(width)
         self.unembedding = nn.Parameter(torch.randn(vocabulary, width) / width**0.5)
-        cos, sin = rotary_table(context, width // heads)
+        cos, sin = rotary_table(context, head_width)
         self.register_buffer("rotary_cos", cos, persistent=False)
         self.register_buffer("rotary_sin", sin, persistent=False)
 
@@ -73,9 +73,8 @@ class AttentionLayer(nn.Module):
     `output_scale` < 1 lets the stream start as the embedding, which the heads then learn to read.
     """
 
-    def __init__(self, width: int, heads: int, output_scale: float) -> None:
+    def __init__(self, width: int, heads: int, head_width: int, output_scale: float) -> None:
         super().__init__()
-        head_width = width // heads
         self.head_size = head_width * width
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Parameter(torch.randn(3, heads, head_width, width) / width**0.5)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import xarray as xr
 
-from patterning_fast.patterning.modes import Mode, check_matrix, standardised
+from patterning_fast.patterning.modes import Mode, check_matrix
 
 NegativeWeights = Literal["allow", "clip", "project"]
 
@@ -68,10 +68,8 @@ def invert(
     if isinstance(target, Mode):
         if strength is None:
             raise ValueError("a mode is only a direction: say how far to go with strength=")
-        z, _, _ = standardised(chi)
-        constraints = target.components.values @ (z - z.mean(0)) / count
         change = aligned(target.data, chi).values.astype(np.float64)
-        constraints, rank = constraints[None], 1
+        constraints, rank = change[None], 1
     else:
         wanted = target_vector(target, [str(name) for name in chi["component"].values])
         change, constraints, rank = least_norm(response, chi["chi_error"].values, wanted, float(chi.attrs["n_beta"]))

@@ -59,8 +59,11 @@ def check_matrix(chi: xr.Dataset) -> None:
             raise ValueError(f"{broken} values of {name} are not finite; drop their tokens first")
 
 
-def modes(chi: xr.Dataset) -> Modes:
-    """SVD of χ after z-scoring each component over data and taking out each datum's mean over components.
+def modes(chi: xr.Dataset, *, centre_data: bool = True) -> Modes:
+    """SVD of χ after z-scoring each component over data and, by `centre_data`, taking out each datum's mean.
+
+    The mean over components is what they all share: with many components it drowns what sets them apart, and is taken
+    out. With few, most of them part of one circuit, it may be the circuit itself: keep it with `centre_data=False`.
 
     `chi` is what `susceptibilities()` returns, with at least two components. Each mode is signed so that its largest
     component loading is positive: data it loads on positively raise E[φ] of that component when up-weighted.
@@ -70,9 +73,10 @@ def modes(chi: xr.Dataset) -> Modes:
     if chi.sizes["component"] < 2:
         raise ValueError("modes compare components: χ of at least two is needed")
     z, _, scale = standardised(chi)
-    z -= z.mean(0)
+    if centre_data:
+        z -= z.mean(0)
     eigenvalues, vectors = np.linalg.eigh(z @ z.T)
-    kept = np.argsort(eigenvalues)[::-1][: len(z) - 1]  # centring took one dimension out
+    kept = np.argsort(eigenvalues)[::-1][: len(z) - centre_data]  # centring takes one dimension out
     singular_values, components = np.sqrt(np.maximum(eigenvalues[kept], 0.0)), vectors[:, kept].T
     components *= np.sign(components[np.arange(len(kept)), np.abs(components).argmax(1)])[:, None]
     data = components @ z / np.where(singular_values > 0, singular_values, 1.0)[:, None]
