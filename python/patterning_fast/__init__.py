@@ -4,6 +4,7 @@ import torch  # noqa: F401  loaded first, so that the kernels share its OpenMP t
 
 from patterning_fast import ops
 from patterning_fast.engine.sample import ChainDivergedError, sample
+from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.patterning.inversion import Plan, invert
 from patterning_fast.patterning.modes import Mode, Modes, modes
 from patterning_fast.patterning.verification import verify
@@ -21,6 +22,7 @@ __all__ = [
     "Mode",
     "Modes",
     "Plan",
+    "Statistics",
     "attention_heads",
     "component",
     "invert",

@@ -94,7 +94,10 @@ def test_opcheck(generator: torch.Generator) -> None:
     [
         ({"losses": torch.zeros(3, 5, dtype=torch.float64)}, "losses is torch.float64, but must be torch.float32"),
         ({"losses": torch.zeros(5)}, "losses and observables need 2 dimensions, got 1 and 2"),
-        ({"cross": torch.zeros(2, 1, 4, dtype=torch.float64)}, r"cross has shape \[2, 1, 4\], but must have \[2, 1, 5\]"),
+        (
+            {"cross": torch.zeros(2, 1, 4, dtype=torch.float64)},
+            r"cross has shape \[2, 1, 4\], but must have \[2, 1, 5\]",
+        ),
         ({"losses": torch.zeros(5, 3).T}, "losses is not contiguous"),
         ({"groups": torch.tensor([0, 2, 1])}, r"groups must lie in \[0, 2\)"),
         ({"groups": torch.tensor([0, -1, 1])}, r"groups must lie in \[0, 2\)"),

@@ -96,7 +96,9 @@ def test_same_bits_on_every_isa(isa: str) -> None:
 
     def digest(level: str) -> str:
         environment = os.environ | {"PATTERNING_FAST_ISA": level}
-        return subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+        ).stdout
 
     assert digest(isa) == digest("baseline")
 

@@ -1,4 +1,4 @@
-"""Linear regression at its least-squares solution, where the posterior is Gaussian and every estimate has a closed form.
+"""Linear regression at its least-squares solution, where the posterior is Gaussian and estimates have closed forms.
 
 With H = (1/n)Σxxᵀ and Σ the exact stationary covariance of SGLD, whose eigenvalues are 1/(a(1 − lr·a/4)) for
 a = n_beta·h + localization: E[L] − L* = ½tr(HΣ), χ(z_j) = −½(x_jᵀΣHΣx_j − tr(HΣHΣ)), and

@@ -73,8 +73,10 @@ class ChainBank:
         starts, centers = self.row_starts.tolist(), self.center_starts.tolist()
         return torch.stack(
             [
-                (self.params[starts[row] : starts[row + 1]] - self.centers[centers[row] :][: starts[row + 1] - starts[row]])
-                .norm()
+                (
+                    self.params[starts[row] : starts[row + 1]]
+                    - self.centers[centers[row] :][: starts[row + 1] - starts[row]]
+                ).norm()
                 for row in range(self.plan.rows)
             ]
         )

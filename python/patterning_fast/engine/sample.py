@@ -19,7 +19,7 @@ from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.statistics import ChainSeries, Statistics
 from patterning_fast.posterior.components import Component, resolve_components
 from patterning_fast.posterior.data import check_data, sample_count, take, to_device
-from patterning_fast.posterior.local_posterior import LocalPosterior
+from patterning_fast.posterior.local_posterior import LocalPosterior, LossModule
 from patterning_fast.posterior.losses import Batch
 from patterning_fast.samplers.sgld import SGLD
 
@@ -52,7 +52,7 @@ def sample(
     seed: int = 0,
     progress: bool = True,
 ) -> Statistics:
-    """Sample the posterior restricted to each component, and stream co-moments of its observable and the probes' losses.
+    """Sample the posterior restricted to each component; stream co-moments of its observable and the probes' losses.
 
     The observable of every component is φ = L(w) − L(w*), L the mean loss over the posterior's data, unweighted.
 
@@ -85,7 +85,9 @@ def sample(
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
     if probes is not None and not probes:
-        raise ValueError("probes is empty: name at least one set of samples, or pass None to track the posterior's data")
+        raise ValueError(
+            "probes is empty: name at least one set of samples, or pass None to track the posterior's data"
+        )
     plan = chain_plan(resolve_components(posterior.model, components), chains, antithetic, groups)
     device = next(posterior.model.parameters()).device
     probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, seed, device)
@@ -111,9 +113,12 @@ def sample(
     ):
         for draw in range(burn_in + draws):
             for _ in range(steps_between_draws):
-                accumulate_gradients(pool, posterior, bank, minibatch(
-                    state.seed, state.chain_ids, state.step, batch_size, sample_count(posterior.data)
-                ))
+                accumulate_gradients(
+                    pool,
+                    posterior,
+                    bank,
+                    minibatch(state.seed, state.chain_ids, state.step, batch_size, sample_count(posterior.data)),
+                )
                 sampler.update(bank, state)
             if draw >= burn_in:
                 for start in range(0, plan.rows, tile):
@@ -184,7 +189,7 @@ def lay_out_sets(
 def accumulate_gradients(pool: Workers, posterior: LocalPosterior, bank: ChainBank, samples: Tensor) -> None:
     """Add the gradient of each chain's minibatch loss to the bank; `samples` is `[chains, batch]`."""
 
-    def gradient(module: torch.nn.Module, row: int) -> None:
+    def gradient(module: LossModule, row: int) -> None:
         losses = losses_on(module, bank.parameters(row), take(posterior.data, samples[row]))
         posterior.weighted_loss(losses, samples[row]).backward()
 
@@ -194,7 +199,7 @@ def accumulate_gradients(pool: Workers, posterior: LocalPosterior, bank: ChainBa
 def evaluate(pool: Workers, bank: ChainBank, sets: list[EvaluationSet], rows: range, losses: Tensor) -> None:
     """Losses of all sets on some rows of the bank into `losses` `[chains, losses]`, from its first row on."""
 
-    def probe(module: torch.nn.Module, row: int) -> None:
+    def probe(module: LossModule, row: int) -> None:
         with torch.no_grad():
             parameters = bank.parameters(row)
         for each in sets:

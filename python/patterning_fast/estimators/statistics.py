@@ -95,7 +95,7 @@ class Statistics:
         )
 
     def llc(self) -> xr.Dataset:
-        """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) of each component (arXiv:2308.12108), and mu = E[φ] [nats]."""
+        """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) by component (arXiv:2308.12108), and mu = E[φ] [nats]."""
         mean = self.dataset("mu", lambda means: means.observable[0], (), "posterior mean of L(w) - L(w*)", "nats")
         n_beta = float(str(self.attrs["n_beta"]))
         scaled = self.dataset("llc", lambda means: n_beta * means.observable[0], (), "local learning coefficient", "1")
@@ -119,7 +119,9 @@ class Statistics:
     def influence(self) -> xr.Dataset:
         """Bayesian influence −Cov_C[l_z, φ_C] on L, `[component, token or sample]` in nats² (arXiv:2509.26544)."""
         dims = (self.loss_dimension,)
-        return self.dataset("influence", lambda means: -covariance(means)[0], dims, "influence -Cov[l_z, phi]", "nats^2")
+        return self.dataset(
+            "influence", lambda means: -covariance(means)[0], dims, "influence -Cov[l_z, phi]", "nats^2"
+        )
 
     def loss_kernel(self) -> xr.Dataset:
         """Loss kernel Cov_C[l_i, l_j] of each component (arXiv:2509.26537) in nats².
@@ -156,9 +158,7 @@ class Statistics:
     def loss_coordinates(self) -> dict[str, tuple[str, np.ndarray]]:
         """Coordinates of the tracked losses: probe, sample and position of each."""
         tables = [each.coordinates() for each in self.probes]
-        return {
-            name: (self.loss_dimension, np.concatenate([table[name] for table in tables])) for name in tables[0]
-        }
+        return {name: (self.loss_dimension, np.concatenate([table[name] for table in tables])) for name in tables[0]}
 
 
 def covariance(means: Means) -> Tensor:

@@ -1,4 +1,4 @@
-"""The attention-only language model of the susceptibility papers (arXiv:2504.18274, appendix), with rotary positions."""
+"""The attention-only language model of the susceptibility papers (arXiv:2504.18274), with rotary positions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,18 @@ class AttentionOnlyLM(nn.Module):
         self.final_norm = nn.LayerNorm(width)
         self.unembedding = nn.Parameter(torch.randn(vocabulary, width) / width**0.5)
         cos, sin = rotary_table(context, head_width)
-        self.register_buffer("rotary_cos", cos, persistent=False)
-        self.register_buffer("rotary_sin", sin, persistent=False)
+        self.rotary_cos = nn.Buffer(cos, persistent=False)
+        self.rotary_sin = nn.Buffer(sin, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = F.embedding(tokens, self.embedding)
         cos, sin = self.rotary_cos[: tokens.shape[-1]], self.rotary_sin[: tokens.shape[-1]]
-        for layer in self.layers:
+        for layer in self.attention_layers():
             hidden = hidden + layer(hidden, cos, sin)
         return F.linear(self.final_norm(hidden), self.unembedding)
+
+    def attention_layers(self) -> list[AttentionLayer]:
+        return [layer for layer in self.layers if isinstance(layer, AttentionLayer)]
 
     @torch.no_grad()
     def attention_patterns(self, tokens: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ class AttentionOnlyLM(nn.Module):
         cos, sin = self.rotary_cos[:length], self.rotary_sin[:length]
         future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
         patterns = []
-        for layer in self.layers:
+        for layer in self.attention_layers():
             query, key, _ = layer.queries_keys_values(hidden, cos, sin)
             scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
             patterns.append(scores.masked_fill(future, -torch.inf).softmax(-1))
@@ -62,7 +65,7 @@ class AttentionOnlyLM(nn.Module):
                 ],
                 f"layers.{index}.output": [(head * layer.head_size, (head + 1) * layer.head_size)],
             }
-            for index, layer in enumerate(self.layers)
+            for index, layer in enumerate(self.attention_layers())
             for head in range(self.heads)
         }
 

@@ -91,7 +91,9 @@ def langevin_step(
         center_starts = each[:-1].contiguous() if center.dim() == 2 else torch.zeros_like(each[:-1])
         check_tensor(op, "center", center, torch.float32, (chains, length) if center.dim() == 2 else (length,))
     elif row_starts is None or center_starts is None:
-        raise ValueError(f"{op}: params of shape {list(params.shape)} need row_starts and center_starts, or 2 dimensions")
+        raise ValueError(
+            f"{op}: params of shape {list(params.shape)} need row_starts and center_starts, or 2 dimensions"
+        )
     else:
         chains = center_starts.numel()
         check_tensor(op, "center", center, torch.float32, (center.numel(),))
@@ -118,7 +120,9 @@ def langevin_step(
     for name, shape in {"center_starts": (chains,), "chain_ids": (chains,), "seed": (), "step": ()}.items():
         check_tensor(op, name, tensors[name], torch.int64, shape)
     check_same_device(op, tensors)
-    torch.ops.patterning_fast.langevin_step(*(tensor.view(-1) for tensor in (params, grads, center)), *list(tensors.values())[3:])
+    torch.ops.patterning_fast.langevin_step(
+        *(tensor.view(-1) for tensor in (params, grads, center)), *list(tensors.values())[3:]
+    )
 
 
 def per_chain(value: float | Tensor, chains: int, device: torch.device) -> Tensor:

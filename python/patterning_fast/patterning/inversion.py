@@ -106,7 +106,9 @@ def aligned(data: xr.DataArray, chi: xr.Dataset) -> xr.DataArray:
     """`data` if it belongs to the data of `chi`; raises ValueError otherwise."""
     dimension = chi["chi"].dims[1]
     same = data.dims == (dimension,) and all(
-        np.array_equal(data[name].values, chi[name].values) for name in ("probe", "sample", "position") if name in chi.coords
+        np.array_equal(data[name].values, chi[name].values)
+        for name in ("probe", "sample", "position")
+        if name in chi.coords
     )
     if not same:
         raise ValueError("the mode and χ belong to different data; take the modes of this χ, with the same selection")
@@ -163,7 +165,9 @@ def project(constraints: np.ndarray, change: np.ndarray) -> np.ndarray:
             f"no non-negative weights of mean 1 meet this target; {share:.0%} of it can be met: lower the strength or "
             "target to that, or choose negative_weights='clip' or 'allow'"
         )
-    raise ValueError("no non-negative weights of mean 1 come near this target; choose negative_weights='clip' or 'allow'")
+    raise ValueError(
+        "no non-negative weights of mean 1 come near this target; choose negative_weights='clip' or 'allow'"
+    )
 
 
 def solve_projection(constraints: np.ndarray, change: np.ndarray) -> np.ndarray | None:

@@ -44,7 +44,9 @@ def standardised(chi: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     mean, scale = matrix.mean(1), matrix.std(1)
     flat = chi["component"].values[scale == 0].tolist()
     if flat:
-        raise ValueError(f"χ of {flat} is the same for all data: leave these components out with chi.sel(component=...)")
+        raise ValueError(
+            f"χ of {flat} is the same for all data: leave these components out with chi.sel(component=...)"
+        )
     return (matrix - mean[:, None]) / scale[:, None], mean, scale
 
 
@@ -89,7 +91,7 @@ def modes(chi: xr.Dataset, *, centre_data: bool = True) -> Modes:
             "component_loading": (("mode", "component"), components),
             "data_loading": (("mode", dimension), data),
         },
-        coords={name: coordinate for name, coordinate in chi["chi"].coords.items()},
+        coords=dict(chi["chi"].coords),
         attrs=chi.attrs | {"noise_floor": float(np.sqrt(noise.sum(1).max()))},
     )
     return Modes(table)

@@ -37,7 +37,7 @@ def component(model: nn.Module, name: str, masks: Mapping[str, Tensor | None] | 
     for parameter, mask in wanted.items():
         if parameter not in parameters:
             raise ValueError(
-                f"component {name!r} names the parameter {parameter!r}, which the model lacks; it has {list(parameters)}"
+                f"component {name!r} names {parameter!r}, which the model lacks; it has {list(parameters)}"
             )
         if mask is None:
             coordinates[parameter] = None

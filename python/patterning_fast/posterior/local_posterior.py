@@ -88,7 +88,7 @@ class LocalPosterior:
         samples = sample_count(take(data, slice(0, 2)))
         if losses.dim() not in (1, 2) or len(losses) != samples:
             raise ValueError(
-                f"the loss returned shape {list(losses.shape)} for {samples} samples; it must return one loss per sample "
+                f"the loss returned shape {list(losses.shape)} for {samples} samples; it must return one loss a sample "
                 f"[batch] or per token [batch, tokens], unreduced (reduction='none')"
             )
         return tuple(losses.shape[1:])

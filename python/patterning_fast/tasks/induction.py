@@ -22,7 +22,7 @@ class RepeatedStrings:
     """int64 `[strings]`."""
 
     def repeats(self) -> Tensor:
-        """Which next tokens `[strings, T]` a perfect induction circuit predicts: those seen after the same token before."""
+        """Which next tokens `[strings, T]` a perfect induction circuit predicts."""
         return torch.arange(self.tokens.shape[1] - 1) >= self.periods[:, None]
 
     def loss_on_repeats(self, model: nn.Module) -> float:

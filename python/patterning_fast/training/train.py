@@ -36,6 +36,8 @@ def train(
     metrics: Metrics | None = None,
     metrics_every: int = 50,
     progress: bool = True,
+    description: str = "training",
+    position: int = 0,
 ) -> list[dict[str, float]]:
     """Train `model` in place by AdamW on the weighted loss Σρl/Σρ of uniform minibatches.
 
@@ -45,6 +47,8 @@ def train(
             the whole run where weights are all 1, depend on `seed` alone.
         metrics: called every `metrics_every` steps, before the first step and after the last, with the model in eval
             mode; what it returns is gathered with "step" and "loss", the mean training loss since the last call.
+
+        progress, description, position: a progress bar with the time left, its title, and its line among several.
 
     Returns the rows of metrics. Raises ValueError for data or weights that do not fit, and FloatingPointError where
     the training loss is no longer finite.
@@ -77,7 +81,7 @@ def train(
             rows.append({"step": float(step), "loss": recent} | (metrics(model) if metrics else {}))
         model.train()
 
-    for step in tqdm(range(steps), unit="step", desc="training", disable=not progress):
+    for step in tqdm(range(steps), unit="step", desc=description, position=position, disable=not progress):
         if step % metrics_every == 0:
             measure(step)
         batch = torch.randint(samples, (batch_size,), generator=generator).to(device)

@@ -1,0 +1,72 @@
+"""The command line: `patterning-fast demo` and `patterning-fast doctor`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from patterning_fast import _C
+from patterning_fast.ops import library
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 for bad input or surroundings, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="patterning-fast", description="Patterning: choose data that changes a network."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="the induction recipe, from training to retraining on chosen data")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
+    demo.add_argument("--quick", action="store_true", help="every step at toy size: shows that it runs, proves nothing")
+    demo.add_argument("--seed", type=int, default=0, help="of weights, minibatches and noise (default: 0)")
+    commands.add_parser("doctor", help="versions, what is built, and what each op will run on")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.command == "doctor":
+            print(doctor())
+        else:
+            from patterning_fast.recipes import induction
+
+            recipe = induction.QUICK if chosen.quick else induction.DEMO
+            print(induction.run(recipe, chosen.out, chosen.seed))
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def doctor() -> str:
+    """What runs here and on what, as lines of text."""
+    build = _C.build_info()
+    lines = [f"patterning_fast  {version('patterning_fast')}", f"python           {platform.python_version()}"]
+    for package in ("torch", "numpy", "scipy", "xarray", "matplotlib"):
+        try:
+            lines.append(f"{package:<16} {version(package)}")
+        except PackageNotFoundError:
+            lines.append(f"{package:<16} missing: pip install {package}")
+    lines += [
+        f"machine          {platform.machine()}, {torch.get_num_threads()} threads",
+        f"cpu kernels      {build['isa']} in use; {', '.join(build['isas'])} can run here "
+        "(force one with PATTERNING_FAST_ISA)",
+        f"built with       {build['compiler']}, OpenMP {build['openmp']}",
+    ]
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    for device in devices:
+        name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+        lines += [f"device           {device} ({name})"]
+        lines += [f"  {op:<18} {library.backend_of(op, device)}" for op in library.OPS]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,94 @@
+"""Pictures of susceptibilities, modes and training curves; colours that colour-blind readers tell apart."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#999999", "#009E73", "#CC79A7")  # Okabe & Ito 2008
+LINES = ("-", "-", "-", "--", ":", "-.")
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"font.size": 10}):
+        figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    return buffer.getvalue()
+
+
+def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], threshold: float, ylabel: str) -> Figure:
+    """Training curves: name to (steps, values), with the threshold that marks the circuit's formation."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for (name, (steps, values)), colour, line in zip(series.items(), COLOURS, LINES, strict=False):
+        axes.plot(steps, values, color=colour, linestyle=line, linewidth=2, label=name)
+    axes.axhline(threshold, color="#888888", linewidth=0.8)
+    axes.annotate(
+        "half of the base run's final score", (0, threshold), xytext=(2, 3), textcoords="offset points", fontsize=8
+    )
+    axes.set(xlabel="training step", ylabel=ylabel)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    return figure
+
+
+def chi_heat_map(chi: xr.Dataset, samples: Sequence[int], labels: Sequence[str]) -> Figure:
+    """χ of the tokens of a few samples, one panel a component, in units of the component's standard deviation."""
+    names = [str(name) for name in chi["component"].values]
+    figure = Figure(figsize=(9, 0.6 + 0.32 * len(samples) * len(names)), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0])
+    for name, axes in zip(names, panels, strict=True):
+        values = chi["chi"].sel(component=name)
+        z = (values - values.mean()) / values.std()
+        rows = np.stack([z.values[chi["sample"].values == sample] for sample in samples])
+        image = axes.imshow(rows, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, interpolation="nearest")
+        axes.set_yticks(range(len(labels)), labels, fontsize=7)
+        axes.set_title(name, loc="left", fontsize=9)
+    panels[-1].set_xlabel("position in the context")
+    figure.colorbar(image, ax=panels, label="χ, standard deviations from the component's mean", shrink=0.7)
+    return figure
+
+
+def mode_loadings(
+    modes: xr.Dataset, chosen: int, scores: Mapping[str, Mapping[str, float]], classes: Mapping[str, np.ndarray]
+) -> Figure:
+    """Singular values; the chosen mode's loadings on heads beside their scores; its mean loading on classes of tokens."""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    spectrum, heads, tokens = figure.subplots(1, 3, width_ratios=(1, 1.6, 1.6))
+    values = modes["singular_value"].values
+    spectrum.bar(
+        range(len(values)), values, color=[COLOURS[2] if k == chosen else COLOURS[3] for k in range(len(values))]
+    )
+    spectrum.axhline(modes.attrs["noise_floor"], color="black", linestyle="--", linewidth=1)
+    spectrum.annotate(
+        "noise floor", (len(values) - 0.5, modes.attrs["noise_floor"]), ha="right", va="bottom", fontsize=8
+    )
+    spectrum.set(xlabel="mode", ylabel="singular value", xticks=range(len(values)))
+
+    names = [str(name) for name in modes["component"].values]
+    bars = {"loading": modes["component_loading"].values[chosen]}
+    bars |= {kind.replace("_", " "): np.array([scores[name][kind] for name in names]) for kind in scores[names[0]]}
+    for at, (label, heights) in enumerate(bars.items()):
+        heads.bar(np.arange(len(names)) + 0.27 * (at - 1), heights, 0.25, label=label, color=COLOURS[(2, 1, 4)[at]])
+    heads.axhline(0, color="black", linewidth=0.8)
+    heads.set_xticks(range(len(names)), names)
+    heads.set(title=f"mode {chosen}: heads", ylabel="loading, or attention score")
+    heads.legend(frameon=False, fontsize=8)
+
+    loading = modes["data_loading"].values[chosen] * np.sqrt(modes.sizes["token"])
+    means = [loading[which].mean() for which in classes.values()]
+    errors = [loading[which].std() / np.sqrt(max(1, which.sum())) for which in classes.values()]
+    tokens.barh(range(len(classes)), means, xerr=errors, color=COLOURS[2])
+    tokens.set_yticks(range(len(classes)), list(classes))
+    tokens.axvline(0, color="black", linewidth=0.8)
+    tokens.set(title=f"mode {chosen}: tokens", xlabel="mean loading (rms over all tokens is 1)")
+    for axes in (spectrum, heads, tokens):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,82 @@
+"""Components: which coordinates they hold, and what does not fit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import patterning_fast as pf
+from patterning_fast.posterior.components import resolve_components
+from tests.models import language_model
+
+
+def test_attention_heads_partition_the_attention_weights() -> None:
+    model = language_model()
+    heads = pf.attention_heads(model)
+    assert list(heads) == ["l0h0", "l0h1", "l1h0", "l1h1"]
+    for name, parameter in model.named_parameters():
+        if "qkv" in name or "output" in name:
+            owned = torch.cat(
+                [head.coordinates[name] for head in heads.values() if head.coordinates.get(name) is not None]
+            )  # type: ignore[misc]
+            assert sorted(owned.tolist()) == list(range(parameter.numel()))
+
+
+@torch.no_grad()
+def test_a_head_s_coordinates_are_what_its_output_depends_on() -> None:
+    model = language_model()
+    layer = model.attention_layers()[0]
+    hidden = torch.randn(1, 8, 8)
+    before = layer(hidden, model.rotary_cos, model.rotary_sin)
+    for name, index in pf.attention_heads(model)["l0h1"].coordinates.items():
+        assert index is not None
+        model.get_parameter(name).view(-1)[index] = 0.0
+    layer_without = layer(hidden, model.rotary_cos, model.rotary_sin)
+    layer.output[0] = 0.0
+    assert not torch.equal(before, layer_without)
+    assert torch.count_nonzero(layer_without) > 0
+    assert torch.count_nonzero(layer(hidden, model.rotary_cos, model.rotary_sin)) == 0
+
+
+def test_layers_of_a_sequential() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    found = pf.layers(model)
+    assert {name: sorted(each.coordinates) for name, each in found.items()} == {
+        "0": ["0.bias", "0.weight"],
+        "2": ["2.bias", "2.weight"],
+    }
+
+
+def test_mask_of_everything_is_the_whole_parameter() -> None:
+    model = nn.Linear(3, 2)
+    each = pf.component(model, "all", {"weight": torch.ones(2, 3, dtype=torch.bool)})
+    assert each.coordinates == {"weight": None}
+    assert each.size(dict(model.named_parameters())) == 6
+
+
+def test_full_is_always_added_last() -> None:
+    model = language_model()
+    assert [each.name for each in resolve_components(model, None)] == ["full"]
+    assert [each.name for each in resolve_components(model, pf.attention_heads(model))][-1] == "full"
+
+
+def test_bad_components_are_refused() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match=r"'wieght', which the model lacks; it has \['weight', 'bias'\]"):
+        pf.component(model, "c", ["wieght"])
+    with pytest.raises(ValueError, match=r"must be bool of shape \[2, 3\], got torch.bool of shape \[3, 2\]"):
+        pf.component(model, "c", {"weight": torch.ones(3, 2, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="must be bool"):
+        pf.component(model, "c", {"weight": torch.ones(2, 3)})
+    with pytest.raises(ValueError, match="is empty: nothing in it would move"):
+        pf.component(model, "c", {"weight": torch.zeros(2, 3, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="Linear does not say where its heads lie"):
+        pf.attention_heads(model)
+    with pytest.raises(ValueError, match=r"Linear has no nn.ModuleList or nn.Sequential"):
+        pf.layers(model)
+    wider = pf.component(nn.Linear(9, 2), "c", {"weight": torch.eye(2, 9, dtype=torch.bool)})
+    with pytest.raises(ValueError, match="moves coordinate 10 of 'weight', which has only 6"):
+        resolve_components(model, {"c": wider})
+    with pytest.raises(ValueError, match="moves the parameter 'layers.0.qkv', which the model lacks"):
+        resolve_components(model, pf.attention_heads(language_model()))

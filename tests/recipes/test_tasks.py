@@ -1,0 +1,86 @@
+"""Found text and the independent measures of induction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from patterning_fast.tasks.found_text import CHARACTERS, DOMAINS, decode, encode, found_text_contexts
+from patterning_fast.tasks.induction import predictable_by_induction, repeated_strings
+from tests.models import language_model
+
+
+def test_text_survives_encoding() -> None:
+    assert len(CHARACTERS) == 96
+    text = "def f(x):\n    return x  # 100 %\n"
+    assert decode(torch.from_numpy(encode(text))) == text
+    assert decode(torch.from_numpy(encode("naïve\ttext"))) == "navetext"
+
+
+def test_contexts_are_of_their_domains_and_reproducible() -> None:
+    shares = {"code": 0.25, "reference": 0.25, "metadata": 0.0, "quoted": 0.5}
+    one, again = (found_text_contexts(40, 33, shares, seed=1) for _ in range(2))
+    assert torch.equal(one.tokens, again.tokens)
+    assert one.tokens.shape == (40, 33)
+    assert {name: int((one.domain == name).sum()) for name in DOMAINS} == {
+        name: 40 * share for name, share in shares.items()
+    }
+    assert one.text_sha256 == again.text_sha256
+    assert not torch.equal(one.tokens, found_text_contexts(40, 33, shares, seed=2).tokens)
+
+
+def test_quoted_contexts_repeat_themselves() -> None:
+    quoted = found_text_contexts(20, 33, {"quoted": 1.0}, seed=3).tokens
+    for context in quoted:
+        assert any(torch.equal(context[period:], context[:-period]) for period in range(4, 17))
+
+
+def test_bad_mixtures_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown domains \['poetry'\]"):
+        found_text_contexts(4, 33, {"poetry": 1.0}, seed=0)
+    with pytest.raises(ValueError, match="must be non-negative and sum to 1"):
+        found_text_contexts(4, 33, {"code": 0.4}, seed=0)
+
+
+def test_predictable_by_induction() -> None:
+    tokens = torch.tensor([[1, 2, 3, 4, 9, 1, 2, 3, 4, 8, 2, 3, 4, 8], [5, 6, 7, 5, 6, 8, 5, 6, 7, 0, 1, 2, 3, 4]])
+    found = predictable_by_induction(tokens, match=3)
+    # The next token at position t is tokens[t + 1]: 4 follows "1 2 3" again, 8 follows "2 3 4" again (and 8 did before).
+    assert found[0].nonzero().flatten().tolist() == [7, 12]
+    assert not found[1].any()
+
+
+@torch.no_grad()
+def test_head_scores_find_heads_that_do_it() -> None:
+    strings = repeated_strings(torch.arange(11), 16, 9, seed=0)
+    assert all(
+        torch.equal(row[period:], row[:-period])
+        for row, period in zip(strings.tokens, strings.periods.tolist(), strict=True)
+    )
+    model = language_model()
+
+    def attend(source: torch.Tensor) -> torch.Tensor:
+        pattern = torch.zeros(2, 16, 2, 8, 8)
+        pattern.scatter_(-1, source.clamp(min=0)[None, :, None, :, None].expand(2, 16, 2, 8, 1), 1.0)
+        return pattern
+
+    queries = torch.arange(8)
+    model.attention_patterns = lambda _: attend(queries - strings.periods[:, None] + 1)  # type: ignore[method-assign]
+    assert strings.head_scores(model)["l1h1"]["induction"] == pytest.approx(1.0)
+    model.attention_patterns = lambda _: attend((queries - 1).expand(16, 8))  # type: ignore[method-assign]
+    assert strings.head_scores(model)["l0h0"]["previous_token"] == pytest.approx(1.0)
+    assert strings.head_scores(model)["l0h0"]["induction"] < 0.7
+
+
+@torch.no_grad()
+def test_attention_patterns_are_those_of_the_forward_pass() -> None:
+    model = language_model()
+    tokens = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(0))
+    patterns = model.attention_patterns(tokens)
+    hidden = torch.nn.functional.embedding(tokens, model.embedding)
+    for layer, pattern in zip(model.attention_layers(), patterns, strict=True):
+        _, _, value = layer.queries_keys_values(hidden, model.rotary_cos, model.rotary_sin)
+        expected = (pattern @ value).transpose(1, 2).flatten(2) @ layer.output.flatten(0, 1)
+        # Sums of 8 float32 products of size 1.
+        assert torch.allclose(layer(hidden, model.rotary_cos, model.rotary_sin), expected, atol=1e-5)
+        hidden = hidden + layer(hidden, model.rotary_cos, model.rotary_sin)
