@@ -70,7 +70,7 @@ def test_global_generators_are_left_alone() -> None:
 def test_only_the_component_moves() -> None:
     """A component the loss does not depend on: its chains move, its φ and χ are exactly 0."""
     model = nn.Linear(3, 1)
-    model.unused = nn.Linear(2, 2)  # type: ignore[assignment]
+    model.unused = nn.Linear(2, 2)
     posterior = pf.LocalPosterior(
         model, pf.losses.squared_error, (torch.randn(6, 3), torch.randn(6, 1)), n_beta=1.0, localization=10.0
     )

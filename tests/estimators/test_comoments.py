@@ -45,7 +45,8 @@ def test_split_r_hat_tells_drift_from_rest(generator: torch.Generator) -> None:
         return series.split_r_hat(slice(0, 8))
 
     assert abs(r_hat(0.0) - 1.0) < 0.02
-    assert r_hat(0.05) > 1.5
+    # Halves 2.5 apart: variance between them 1.67, within 1 + 2.5²/12, R̂ = 1.45.
+    assert r_hat(0.05) > 1.3
 
 
 def test_totals_do_not_grow() -> None:

@@ -19,7 +19,8 @@ def test_a_planted_mode_is_found_whatever_the_scales() -> None:
     assert abs(np.corrcoef(found[0].data.values, data)[0, 1]) > 0.99
     assert float(found.table["share"][0]) > 0.9
     assert found[0].components.values[0] * found[0].components.values[1] < 0
-    assert np.allclose(found.table["component_loading"] @ found.table["component_loading"].T.values, np.eye(3))
+    loadings = found.table["component_loading"].values
+    assert np.allclose(loadings @ loadings.T, np.eye(3))
 
 
 def test_loadings_rebuild_the_standardised_matrix() -> None:
@@ -48,7 +49,7 @@ def test_bad_chi_is_refused() -> None:
     chi = made_up_chi(np.random.default_rng(5).standard_normal((3, 40)))
     with pytest.raises(ValueError, match="of at least two"):
         pf.modes(chi.isel(component=[0]))
-    with pytest.raises(ValueError, match="'chi_error'.* are missing"):
+    with pytest.raises(ValueError, match=r"'chi_error'.* are missing"):
         pf.modes(chi.drop_vars("chi_error"))
     broken = chi.copy(deep=True)
     broken["chi"][1, 3] = np.nan

@@ -17,10 +17,8 @@ def test_attention_heads_partition_the_attention_weights() -> None:
     assert list(heads) == ["l0h0", "l0h1", "l1h0", "l1h1"]
     for name, parameter in model.named_parameters():
         if "qkv" in name or "output" in name:
-            owned = torch.cat(
-                [head.coordinates[name] for head in heads.values() if head.coordinates.get(name) is not None]
-            )  # type: ignore[misc]
-            assert sorted(owned.tolist()) == list(range(parameter.numel()))
+            owned = [index for head in heads.values() if (index := head.coordinates.get(name)) is not None]
+            assert sorted(torch.cat(owned).tolist()) == list(range(parameter.numel()))
 
 
 @torch.no_grad()
@@ -69,7 +67,7 @@ def test_bad_components_are_refused() -> None:
         pf.component(model, "c", {"weight": torch.ones(3, 2, dtype=torch.bool)})
     with pytest.raises(ValueError, match="must be bool"):
         pf.component(model, "c", {"weight": torch.ones(2, 3)})
-    with pytest.raises(ValueError, match="is empty: nothing in it would move"):
+    with pytest.raises(ValueError, match=r"is empty: nothing in it would move"):
         pf.component(model, "c", {"weight": torch.zeros(2, 3, dtype=torch.bool)})
     with pytest.raises(ValueError, match="Linear does not say where its heads lie"):
         pf.attention_heads(model)
@@ -78,5 +76,5 @@ def test_bad_components_are_refused() -> None:
     wider = pf.component(nn.Linear(9, 2), "c", {"weight": torch.eye(2, 9, dtype=torch.bool)})
     with pytest.raises(ValueError, match="moves coordinate 10 of 'weight', which has only 6"):
         resolve_components(model, {"c": wider})
-    with pytest.raises(ValueError, match="moves the parameter 'layers.0.qkv', which the model lacks"):
+    with pytest.raises(ValueError, match=r"moves the parameter 'layers.0.qkv', which the model lacks"):
         resolve_components(model, pf.attention_heads(language_model()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -85,7 +86,7 @@ def test_ctrl_c_leaves_nothing_behind(stage: str, tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
-    assert process.stderr is not None
+    assert isinstance(process.stderr, io.BufferedReader)
     seen = b""
     while stage.encode() not in seen:
         read = process.stderr.read1(4096)

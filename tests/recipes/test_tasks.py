@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from patterning_fast.models.attention_only import AttentionOnlyLM
 from patterning_fast.tasks.found_text import CHARACTERS, DOMAINS, decode, encode, found_text_contexts
 from patterning_fast.tasks.induction import predictable_by_induction, repeated_strings
 from tests.models import language_model
@@ -45,7 +46,7 @@ def test_bad_mixtures_are_refused() -> None:
 def test_predictable_by_induction() -> None:
     tokens = torch.tensor([[1, 2, 3, 4, 9, 1, 2, 3, 4, 8, 2, 3, 4, 8], [5, 6, 7, 5, 6, 8, 5, 6, 7, 0, 1, 2, 3, 4]])
     found = predictable_by_induction(tokens, match=3)
-    # The next token at position t is tokens[t + 1]: 4 follows "1 2 3" again, 8 follows "2 3 4" again (and 8 did before).
+    # The next token at position t is tokens[t + 1]: 4 follows "1 2 3" again, then 8 follows "2 3 4" again.
     assert found[0].nonzero().flatten().tolist() == [7, 12]
     assert not found[1].any()
 
@@ -57,17 +58,21 @@ def test_head_scores_find_heads_that_do_it() -> None:
         torch.equal(row[period:], row[:-period])
         for row, period in zip(strings.tokens, strings.periods.tolist(), strict=True)
     )
-    model = language_model()
-
-    def attend(source: torch.Tensor) -> torch.Tensor:
-        pattern = torch.zeros(2, 16, 2, 8, 8)
-        pattern.scatter_(-1, source.clamp(min=0)[None, :, None, :, None].expand(2, 16, 2, 8, 1), 1.0)
-        return pattern
-
     queries = torch.arange(8)
-    model.attention_patterns = lambda _: attend(queries - strings.periods[:, None] + 1)  # type: ignore[method-assign]
+
+    class Attending(AttentionOnlyLM):
+        """A model whose every head attends from each position to `source`, `[strings, T]`."""
+
+        source: torch.Tensor
+
+        def attention_patterns(self, tokens: torch.Tensor) -> torch.Tensor:
+            source = self.source.clamp(min=0)[None, :, None, :, None].expand(2, len(tokens), 2, 8, 1)
+            return torch.zeros(2, len(tokens), 2, 8, 8).scatter_(-1, source, 1.0)
+
+    model = Attending(11, 8, width=8, heads=2, head_width=4)
+    model.source = queries - strings.periods[:, None] + 1
     assert strings.head_scores(model)["l1h1"]["induction"] == pytest.approx(1.0)
-    model.attention_patterns = lambda _: attend((queries - 1).expand(16, 8))  # type: ignore[method-assign]
+    model.source = (queries - 1).expand(16, 8)
     assert strings.head_scores(model)["l0h0"]["previous_token"] == pytest.approx(1.0)
     assert strings.head_scores(model)["l0h0"]["induction"] < 0.7
 

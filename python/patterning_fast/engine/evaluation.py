@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from patterning_fast.engine.workers import Workers
 from patterning_fast.posterior.data import sample_count, take
 from patterning_fast.posterior.local_posterior import LocalPosterior, LossModule
 from patterning_fast.posterior.losses import Batch
@@ -60,12 +61,12 @@ def evaluation_sets(posterior: LocalPosterior, sets: list[tuple[str, Batch]]) ->
     return laid_out
 
 
-def losses_at_center(posterior: LocalPosterior, sets: list[EvaluationSet]) -> Tensor:
+def losses_at_center(posterior: LocalPosterior, sets: list[EvaluationSet], pool: Workers) -> Tensor:
     """Losses `[losses]` of all sets at w*; raises ValueError that names the samples where one is not finite."""
     parameters = dict(posterior.model.named_parameters())
     losses = torch.empty(sets[-1].columns.stop, device=next(iter(parameters.values())).device)
+    pool.each(lambda module, at: sets[at].losses(module, parameters, losses), range(len(sets)))
     for each in sets:
-        each.losses(posterior.loss_module, parameters, losses)
         broken = ~torch.isfinite(losses[each.columns]).view(sample_count(each.data), -1).all(1)
         if bool(broken.any()):
             samples = broken.nonzero().squeeze(1).tolist()

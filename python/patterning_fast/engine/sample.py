@@ -93,45 +93,35 @@ def sample(
     probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, seed, device)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
     tracked = probe_sets[-1].columns.stop
-    reference = losses_at_center(posterior, sets)
-
     started = time.monotonic()
     bank = ChainBank(plan, dict(posterior.model.named_parameters()))
     state = sampler.init(bank, posterior.n_beta, posterior.localization, seed)
-    observables = 1 + tracked if loss_kernel else 1
-    totals = Comoments.zeros(
-        len(plan.components) * plan.groups, reference[:tracked], torch.zeros(observables, device=device)
-    )
     series = ChainSeries.zeros(plan.rows, draws)
     row_groups = plan.row_groups().to(device)
-    tile = max(torch.get_num_threads(), TILE_BYTES // (4 * reference.numel()))
-    losses = torch.empty(min(tile, plan.rows), reference.numel(), device=device)
 
     with (
         workers(posterior.loss_module, device) as pool,
         tqdm(total=burn_in + draws, unit="draw", desc=f"sampling {plan.rows} chains", disable=not progress) as bar,
     ):
-        for draw in range(burn_in + draws):
+        reference = losses_at_center(posterior, sets, pool)
+        tile = min(plan.rows, max(torch.get_num_threads(), TILE_BYTES // (4 * reference.numel())))
+        losses = torch.empty(tile, reference.numel(), device=device)
+        observables = torch.empty(tile, 1 + tracked if loss_kernel else 1, device=device)
+        totals = Comoments.zeros(
+            len(plan.components) * plan.groups, reference[:tracked], torch.zeros_like(observables[0])
+        )
+        for draw in range(-burn_in, draws):
             for _ in range(steps_between_draws):
-                accumulate_gradients(
-                    pool,
-                    posterior,
-                    bank,
-                    minibatch(state.seed, state.chain_ids, state.step, batch_size, sample_count(posterior.data)),
-                )
+                samples = minibatch(state.seed, state.chain_ids, state.step, batch_size, sample_count(posterior.data))
+                accumulate_gradients(pool, posterior, bank, samples)
                 sampler.update(bank, state)
-            if draw >= burn_in:
-                for start in range(0, plan.rows, tile):
-                    rows = range(start, min(start + tile, plan.rows))
-                    evaluate(pool, bank, sets, rows, losses)
-                    shift = losses[: len(rows)] - reference
-                    phi = shift[:, loss_set.columns].double().mean(1)
-                    check_finite(plan, rows, shift.sum(1) + phi, draw)
-                    series.add(rows, draw - burn_in, phi)
-                    observed = phi.float()[:, None]
-                    if loss_kernel:
-                        observed = torch.cat((observed, shift[:, :tracked]), 1)
-                    totals.update(losses[: len(rows), :tracked].contiguous(), observed, row_groups[start : rows.stop])
+            for start in range(0, plan.rows if draw >= 0 else 0, tile):
+                rows = range(start, min(start + tile, plan.rows))
+                now = slice(0, len(rows))
+                observe(pool, bank, sets, loss_set, rows, reference, losses, observables)
+                check_finite(plan, rows, losses[now].sum(1), draw)
+                series.add(rows, draw, observables[now, 0].double())
+                totals.update(losses[now, :tracked].contiguous(), observables[now], row_groups[start : rows.stop])
             bar.update()
 
     return Statistics(
@@ -191,21 +181,40 @@ def accumulate_gradients(pool: Workers, posterior: LocalPosterior, bank: ChainBa
 
     def gradient(module: LossModule, row: int) -> None:
         losses = losses_on(module, bank.parameters(row), take(posterior.data, samples[row]))
-        posterior.weighted_loss(losses, samples[row]).backward()
+        loss = posterior.weighted_loss(losses, samples[row])
+        if loss.requires_grad:  # it does not where the loss ignores all that the component moves
+            loss.backward()
 
     pool.each(gradient, range(bank.plan.rows))
 
 
-def evaluate(pool: Workers, bank: ChainBank, sets: list[EvaluationSet], rows: range, losses: Tensor) -> None:
-    """Losses of all sets on some rows of the bank into `losses` `[chains, losses]`, from its first row on."""
+def observe(
+    pool: Workers,
+    bank: ChainBank,
+    sets: list[EvaluationSet],
+    loss_set: EvaluationSet,
+    rows: range,
+    reference: Tensor,
+    losses: Tensor,
+    observables: Tensor,
+) -> None:
+    """Write the losses of all sets on some rows of the bank, and their observables: φ, then l − l(w*) if there is room.
 
-    def probe(module: LossModule, row: int) -> None:
+    `losses` is `[chains, losses]`, `observables` `[chains, 1]` or `[chains, 1 + tracked]`; `rows` fill their top.
+    """
+
+    def one(module: LossModule, row: int) -> None:
         with torch.no_grad():
             parameters = bank.parameters(row)
+        own = losses[row - rows.start]
         for each in sets:
-            each.losses(module, parameters, losses[row - rows.start])
+            each.losses(module, parameters, own)
+        shift = own - reference
+        observed = observables[row - rows.start]
+        observed[0] = shift[loss_set.columns].double().mean()
+        observed[1:] = shift[: len(observed) - 1]
 
-    pool.each(probe, rows)
+    pool.each(one, rows)
 
 
 def check_finite(plan: ChainPlan, rows: range, values: Tensor, draw: int) -> None:

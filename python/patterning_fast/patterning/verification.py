@@ -10,8 +10,6 @@ import xarray as xr
 
 from patterning_fast.engine.sample import sample
 from patterning_fast.patterning.inversion import Plan
-from patterning_fast.patterning.weights import weights_for
-from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.sgld import SGLD
 
@@ -33,9 +31,9 @@ def verify(plan: Plan, posterior: LocalPosterior, sampler: SGLD, *, scale: float
         raise ValueError(f"scale must be a finite number > 0, got {scale}")
     if float(str(plan.attrs["n_beta"])) != posterior.n_beta:
         raise ValueError(f"the plan was made at n_beta {plan.attrs['n_beta']}, the posterior has {posterior.n_beta}")
-    weights = weights_for(plan.scaled(scale), sample_count(posterior.data), posterior.loss_shape(posterior.data))
+    weighted = posterior.reweighted(plan.scaled(scale))
     before = sample(posterior, sampler, **sampling)
-    after = sample(posterior.reweighted(weights), sampler, **sampling)
+    after = sample(weighted, sampler, **sampling)
     groups = before.plan.groups
     difference = (after.totals.means(slice(None)).observable - before.totals.means(slice(None)).observable)[:, 0]
     by_group = difference.view(-1, groups).cpu().numpy()

@@ -6,10 +6,12 @@ import copy
 import math
 
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
 from patterning_fast.posterior.data import check_data, sample_count, take, to_device
 from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.posterior.weights import weights_for
 
 
 class LossModule(nn.Module):
@@ -48,7 +50,7 @@ class LocalPosterior:
         *,
         n_beta: float,
         localization: float,
-        weights: Tensor | None = None,
+        weights: Tensor | xr.DataArray | None = None,
     ) -> None:
         for name, value in (("n_beta", n_beta), ("localization", localization)):
             if not (math.isfinite(value) and value >= 0):
@@ -62,14 +64,7 @@ class LocalPosterior:
         self.n_beta, self.localization = float(n_beta), float(localization)
         self.loss_module = LossModule(copy.deepcopy(model).eval().requires_grad_(False), loss)
         shape = self.loss_shape(self.data)
-        if weights is not None and tuple(weights.shape) != (sample_count(data), *shape):
-            raise ValueError(
-                f"weights have shape {list(weights.shape)}, but the losses of data have "
-                f"{[sample_count(data), *shape]}: weights belong to samples or tokens one by one"
-            )
-        if weights is not None and not bool(torch.isfinite(weights).all()):
-            raise ValueError(f"{int((~torch.isfinite(weights)).sum())} weights are not finite")
-        self.weights = None if weights is None else weights.to(device=device, dtype=torch.float32)
+        self.weights = None if weights is None else weights_for(weights, sample_count(data), shape).to(device)
 
     @property
     def model(self) -> nn.Module:
@@ -97,7 +92,7 @@ class LocalPosterior:
         """L_ρ on a minibatch: the mean of ρ·l over `losses` of the given `samples`."""
         return (losses if self.weights is None else losses * self.weights[samples]).mean()
 
-    def reweighted(self, weights: Tensor | None) -> LocalPosterior:
+    def reweighted(self, weights: Tensor | xr.DataArray) -> LocalPosterior:
         """The same posterior with weights ρ."""
         return LocalPosterior(
             self.model,

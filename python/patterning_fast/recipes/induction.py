@@ -56,7 +56,7 @@ class InductionRecipe:
     chains: int = 8
     draws: int = 12
     steps_between_draws: int = 3
-    strength: float = 1.0
+    strength: float = 0.3
 
 
 DEMO = InductionRecipe(contexts=2048, length=65)
@@ -284,7 +284,8 @@ def in_words(rows: Rows, steps: int) -> list[str]:
             said.append(f"The {name} run formed it at step {step:.0f}, within 10 % of the base run.")
         else:
             said.append(
-                f"The {name} run formed it at step {step:.0f}, {max(step / base, base / step):.2f} times as {'late' if step > base else 'early'}."
+                f"The {name} run formed it at step {step:.0f}, "
+                f"{max(step / base, base / step):.2f} times as {'late' if step > base else 'early'}."
             )
     return said
 
@@ -385,9 +386,13 @@ def extreme_tokens(mode: pf.Mode, contexts: Contexts, count: int = 8) -> Rows:
 
 
 def heat_map(chi: xr.Dataset, contexts: Contexts) -> Figure:
-    """χ on two contexts of each domain."""
+    """χ on a context of each domain, two of the quoted."""
     domains = sorted(set(contexts.domain))
-    samples = [int(sample) for domain in domains for sample in np.flatnonzero(contexts.domain == domain)[:2]]
+    samples = [
+        int(sample)
+        for domain in domains
+        for sample in np.flatnonzero(contexts.domain == domain)[: 2 if domain == "quoted" else 1]
+    ]
     return figures.chi_heat_map(chi, samples, [str(contexts.domain[sample]) for sample in samples])
 
 
@@ -439,8 +444,10 @@ def report(findings: Findings, images: Mapping[str, bytes], extreme: Rows) -> st
     """The HTML report."""
     parts = [
         html.paragraph(
-            "A two-layer attention-only language model learns characters from four domains of text found on this machine; "
-            "in one of them passages are quoted again. Chains on every head give the susceptibility of each head to each "
+            "A two-layer attention-only language model learns characters from four domains of text found on this "
+            "machine; "
+            "in one of them passages are quoted again. Chains on every head give the susceptibility of each head to "
+            "each "
             "training token. The mode that goes with induction is turned into weights, and the model is trained again "
             "from the same start. One seed: how far runs differ between seeds is not shown here."
         ),
@@ -451,7 +458,8 @@ def report(findings: Findings, images: Mapping[str, bytes], extreme: Rows) -> st
         html.heading("Susceptibilities"),
         html.picture(
             images["chi"],
-            "χ of tokens in two contexts of each domain. Red: up-weighting the token raises the component's mean loss "
+            "χ of tokens in a context of each domain, two of the quoted. Red: up-weighting the token raises the "
+            "component's mean loss "
             "shift; blue: it lowers it, as for tokens that the component serves.",
         ),
     ]

@@ -42,24 +42,24 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], thresh
 def chi_heat_map(chi: xr.Dataset, samples: Sequence[int], labels: Sequence[str]) -> Figure:
     """χ of the tokens of a few samples, one panel a component, in units of the component's standard deviation."""
     names = [str(name) for name in chi["component"].values]
-    figure = Figure(figsize=(9, 0.6 + 0.32 * len(samples) * len(names)), layout="constrained")
+    figure = Figure(figsize=(9, 1 + 0.22 * len(samples) * len(names) + 0.25 * len(names)), layout="constrained")
     panels: list[Axes] = list(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0])
     for name, axes in zip(names, panels, strict=True):
         values = chi["chi"].sel(component=name)
         z = (values - values.mean()) / values.std()
         rows = np.stack([z.values[chi["sample"].values == sample] for sample in samples])
         image = axes.imshow(rows, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, interpolation="nearest")
-        axes.set_yticks(range(len(labels)), labels, fontsize=7)
+        axes.set_yticks(range(len(labels)), labels, fontsize=8)
         axes.set_title(name, loc="left", fontsize=9)
     panels[-1].set_xlabel("position in the context")
-    figure.colorbar(image, ax=panels, label="χ, standard deviations from the component's mean", shrink=0.7)
+    figure.colorbar(image, ax=panels, label="χ, standard deviations from the component's mean", shrink=0.9)
     return figure
 
 
 def mode_loadings(
     modes: xr.Dataset, chosen: int, scores: Mapping[str, Mapping[str, float]], classes: Mapping[str, np.ndarray]
 ) -> Figure:
-    """Singular values; the chosen mode's loadings on heads beside their scores; its mean loading on classes of tokens."""
+    """Singular values; a mode's loadings on heads beside their scores; its mean loading on classes of tokens."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     spectrum, heads, tokens = figure.subplots(1, 3, width_ratios=(1, 1.6, 1.6))
     values = modes["singular_value"].values
@@ -80,7 +80,7 @@ def mode_loadings(
     heads.axhline(0, color="black", linewidth=0.8)
     heads.set_xticks(range(len(names)), names)
     heads.set(title=f"mode {chosen}: heads", ylabel="loading, or attention score")
-    heads.legend(frameon=False, fontsize=8)
+    heads.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
     loading = modes["data_loading"].values[chosen] * np.sqrt(modes.sizes["token"])
     means = [loading[which].mean() for which in classes.values()]

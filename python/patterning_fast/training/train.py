@@ -10,9 +10,9 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patterning_fast.patterning.weights import weights_for
 from patterning_fast.posterior.data import check_data, sample_count, take, to_device
 from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.posterior.weights import weights_for
 
 Metrics = Callable[[nn.Module], dict[str, float]]
 
