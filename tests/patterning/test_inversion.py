@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.optimize
+import xarray as xr
 
 import patterning_fast as pf
 from tests.patterning.chi import made_up_chi

@@ -18,7 +18,7 @@ def next_token(model: nn.Module, batch: Batch) -> Tensor:
     if not isinstance(batch, Tensor):
         raise TypeError("next_token takes token ids [batch, T + 1] alone, without targets")
     logits = model(batch[:, :-1])
-    return F.cross_entropy(logits.flatten(0, -2), batch[:, 1:].flatten(), reduction="none").view(len(batch), -1)
+    return F.cross_entropy(logits.flatten(0, -2), batch[:, 1:].flatten().long(), reduction="none").view(len(batch), -1)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:

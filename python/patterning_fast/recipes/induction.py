@@ -290,6 +290,20 @@ def in_words(rows: Rows, steps: int) -> list[str]:
     return said
 
 
+def on_identity(modes: Rows, chosen: int) -> str:
+    """How well the chosen mode is told to be induction, by its tokens and by its heads."""
+    by_tokens, by_heads = (
+        float(str(modes[chosen][f"r with {kind}"])) for kind in ("predictable tokens", "head scores")
+    )
+    heads = "tell the same" if abs(by_heads) > 0.5 else "do not tell: it loads on heads with and without a part in it"
+    return (
+        f"Mode {chosen} is taken as induction by its tokens: its loadings correlate {by_tokens:.2f} with what "
+        f"induction "
+        f"can predict. Its heads {heads} (correlation {by_heads:.2f} of loadings and attention scores, "
+        f"over {sum(name.startswith('l') for name in modes[chosen])} heads)."
+    )
+
+
 def token_classes(contexts: Contexts, predictable: np.ndarray) -> dict[str, np.ndarray]:
     """Masks over tokens: in the quoted domain or not, predictable by induction or not."""
     quoted = np.repeat(contexts.domain == "quoted", len(predictable) // len(contexts.domain))
@@ -407,7 +421,12 @@ def summary(findings: Findings, extreme: Rows) -> str:
             + html.text_table([row | {"text so far": str(row["text so far"])[-40:]} for row in extreme]),
             "weights\n" + html.text_table(findings["plans"]),
             "runs\n" + html.text_table(findings["runs"]),
-            "\n".join(in_words(findings["runs"], findings["recipe"]["train_steps"])),
+            "\n".join(
+                [
+                    on_identity(findings["modes"], findings["induction_mode"]),
+                    *in_words(findings["runs"], findings["recipe"]["train_steps"]),
+                ]
+            ),
             "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in findings["seconds"].items()),
         ]
     )
@@ -467,6 +486,7 @@ def report(findings: Findings, images: Mapping[str, bytes], extreme: Rows) -> st
         parts += [html.heading(title), html.table(findings[name])]
         if name == "modes":
             parts += [
+                html.paragraph(on_identity(findings["modes"], findings["induction_mode"])),
                 html.picture(
                     images["mode"],
                     "The mode taken as induction: its size, its heads beside scores measured apart from χ, its tokens.",
