@@ -45,9 +45,14 @@ class EvaluationSet:
     def coordinates(self) -> dict[str, np.ndarray]:
         """Where each loss comes from: `probe`, `sample` and, for losses per token, `position`."""
         index = np.indices((sample_count(self.data), *self.loss_shape)).reshape(1 + len(self.loss_shape), -1)
-        names = ("sample", "position")[: len(index)]
-        probe = np.full(index.shape[1], self.name)
-        return {"probe": probe} | {name: row.astype(np.int32) for name, row in zip(names, index, strict=True)}
+        places = zip(("sample", "position"), index.astype(np.int32), strict=False)
+        return {"probe": np.full(index.shape[1], self.name), **dict(places)}
+
+
+def joint_coordinates(sets: list[EvaluationSet]) -> dict[str, np.ndarray]:
+    """The coordinates of the losses of all sets, which must all be per sample or all per token."""
+    tables = [each.coordinates() for each in sets]
+    return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
 
 
 def evaluation_sets(posterior: LocalPosterior, sets: list[tuple[str, Batch]]) -> list[EvaluationSet]:

@@ -12,7 +12,13 @@ from tqdm import tqdm
 
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.chains.plan import ChainPlan, chain_plan
-from patterning_fast.engine.evaluation import EvaluationSet, evaluation_sets, losses_at_center, losses_on
+from patterning_fast.engine.evaluation import (
+    EvaluationSet,
+    evaluation_sets,
+    joint_coordinates,
+    losses_at_center,
+    losses_on,
+)
 from patterning_fast.engine.minibatch import minibatch
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
@@ -129,7 +135,8 @@ def sample(
         totals=totals,
         series=series,
         distances=bank.distances(),
-        probes=probe_sets,
+        loss_dimension="token" if loss_set.loss_shape else "sample",
+        loss_coordinates=joint_coordinates(probe_sets),
         loss_kernel_tracked=loss_kernel,
         attrs={
             "n_beta": posterior.n_beta,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from torch import Tensor
 
 from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.estimators.comoments import Comoments, Means, mean_and_error, pseudo_values
-
-if TYPE_CHECKING:
-    from patterning_fast.engine.evaluation import EvaluationSet
 
 
 @dataclass
@@ -56,9 +53,12 @@ class Statistics:
     totals: Comoments
     series: ChainSeries
     distances: Tensor
-    probes: list[EvaluationSet]
+    loss_dimension: str
+    """What a tracked loss belongs to: "token" or "sample"."""
+    loss_coordinates: dict[str, np.ndarray]
+    """Probe, sample and position of each tracked loss."""
     loss_kernel_tracked: bool
-    attrs: dict[str, object]
+    attrs: dict[str, Any]
 
     @property
     def component_names(self) -> list[str]:
@@ -90,14 +90,15 @@ class Statistics:
                 )
                 for variable, values in variables.items()
             },
-            coords={"component": self.component_names} | (self.loss_coordinates() if dims else {}),
+            coords={"component": self.component_names}
+            | ({name: (self.loss_dimension, each) for name, each in self.loss_coordinates.items()} if dims else {}),
             attrs=self.attrs,
         )
 
     def llc(self) -> xr.Dataset:
         """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) by component (arXiv:2308.12108), and mu = E[φ] [nats]."""
         mean = self.dataset("mu", lambda means: means.observable[0], (), "posterior mean of L(w) - L(w*)", "nats")
-        n_beta = float(str(self.attrs["n_beta"]))
+        n_beta = self.attrs["n_beta"]
         scaled = self.dataset("llc", lambda means: n_beta * means.observable[0], (), "local learning coefficient", "1")
         return mean.merge(scaled)
 
@@ -149,16 +150,6 @@ class Statistics:
             coords={"component": names},
             attrs=self.attrs,
         )
-
-    @property
-    def loss_dimension(self) -> str:
-        """What a tracked loss belongs to: "token" or "sample"."""
-        return "token" if any(each.loss_shape for each in self.probes) else "sample"
-
-    def loss_coordinates(self) -> dict[str, tuple[str, np.ndarray]]:
-        """Coordinates of the tracked losses: probe, sample and position of each."""
-        tables = [each.coordinates() for each in self.probes]
-        return {name: (self.loss_dimension, np.concatenate([table[name] for table in tables])) for name in tables[0]}
 
 
 def covariance(means: Means) -> Tensor:

@@ -11,28 +11,11 @@ from patterning_fast.ops.checks import check_same_device, check_tensor
 from patterning_fast.ops.reference.comoments_update import comoments_update as reference
 
 
-def cpu(
-    losses: Tensor,
-    observables: Tensor,
-    loss_shift: Tensor,
-    observable_shift: Tensor,
-    groups: Tensor,
-    count: Tensor,
-    loss_sum: Tensor,
-    observable_sum: Tensor,
-    cross: Tensor,
-    observable_square: Tensor,
-) -> None:
-    inputs = (losses, observables, loss_shift, observable_shift, groups)
-    totals = (count, loss_sum, observable_sum, cross, observable_square)
-    status = _C.comoments_update(
-        *(tensor.data_ptr() for tensor in inputs),
-        *losses.shape,
-        observables.shape[1],
-        count.numel(),
-        *(tensor.data_ptr() for tensor in totals),
-        torch.get_num_threads(),
-    )
+def cpu(*tensors: Tensor) -> None:
+    losses, observables, _, _, groups, count, *_ = tensors
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    sizes = (*losses.shape, observables.shape[1], count.numel())
+    status = _C.comoments_update(*addresses[:5], *sizes, *addresses[5:], torch.get_num_threads())
     if status:
         raise ValueError(f"comoments_update: groups must lie in [0, {count.numel()}), got {groups.tolist()}")
 
@@ -79,30 +62,20 @@ def comoments_update(
     chains, n = losses.shape
     k, g = observables.shape[1], count.numel()
     single, double = torch.float32, torch.float64
-    for name, tensor, dtype, shape in (
-        ("losses", losses, single, (chains, n)),
-        ("observables", observables, single, (chains, k)),
-        ("loss_shift", loss_shift, single, (n,)),
-        ("observable_shift", observable_shift, single, (k,)),
-        ("groups", groups, torch.int64, (chains,)),
-        ("count", count, double, (g,)),
-        ("loss_sum", loss_sum, double, (g, n)),
-        ("observable_sum", observable_sum, double, (g, k)),
-        ("cross", cross, double, (g, k, n)),
-        ("observable_square", observable_square, double, (g, k, k)),
-    ):
+    arguments = {
+        "losses": (losses, single, (chains, n)),
+        "observables": (observables, single, (chains, k)),
+        "loss_shift": (loss_shift, single, (n,)),
+        "observable_shift": (observable_shift, single, (k,)),
+        "groups": (groups, torch.int64, (chains,)),
+        "count": (count, double, (g,)),
+        "loss_sum": (loss_sum, double, (g, n)),
+        "observable_sum": (observable_sum, double, (g, k)),
+        "cross": (cross, double, (g, k, n)),
+        "observable_square": (observable_square, double, (g, k, k)),
+    }
+    for name, (tensor, dtype, shape) in arguments.items():
         check_tensor(op, name, tensor, dtype, shape)
-    arguments = (
-        losses,
-        observables,
-        loss_shift,
-        observable_shift,
-        groups,
-        count,
-        loss_sum,
-        observable_sum,
-        cross,
-        observable_square,
-    )
-    check_same_device(op, {f"argument {place}": tensor for place, tensor in enumerate(arguments)})
-    torch.ops.patterning_fast.comoments_update(*arguments)
+    tensors = {name: tensor for name, (tensor, _, _) in arguments.items()}
+    check_same_device(op, tensors)
+    torch.ops.patterning_fast.comoments_update(*tensors.values())

@@ -16,30 +16,11 @@ STATUS = {
 }
 
 
-def cpu(
-    params: Tensor,
-    grads: Tensor,
-    center: Tensor,
-    row_starts: Tensor,
-    center_starts: Tensor,
-    lr: Tensor,
-    n_beta: Tensor,
-    localization: Tensor,
-    noise_scale: Tensor,
-    chain_ids: Tensor,
-    seed: Tensor,
-    step: Tensor,
-) -> None:
-    tensors = (params, grads, center, row_starts, center_starts, lr, n_beta, localization, noise_scale, chain_ids)
-    status = _C.langevin_step(
-        *(tensor.data_ptr() for tensor in tensors),
-        chain_ids.numel(),
-        params.numel(),
-        center.numel(),
-        seed.data_ptr(),
-        step.data_ptr(),
-        torch.get_num_threads(),
-    )
+def cpu(*tensors: Tensor) -> None:
+    params, _, center, _, center_starts, *_ = tensors
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    sizes = (center_starts.numel(), params.numel(), center.numel())
+    status = _C.langevin_step(*addresses[:10], *sizes, *addresses[10:], torch.get_num_threads())
     if status:
         raise ValueError(f"langevin_step: {STATUS[status]}")
 
@@ -120,9 +101,8 @@ def langevin_step(
     for name, shape in {"center_starts": (chains,), "chain_ids": (chains,), "seed": (), "step": ()}.items():
         check_tensor(op, name, tensors[name], torch.int64, shape)
     check_same_device(op, tensors)
-    torch.ops.patterning_fast.langevin_step(
-        *(tensor.view(-1) for tensor in (params, grads, center)), *list(tensors.values())[3:]
-    )
+    flat = {name: tensors[name].view(-1) for name in ("params", "grads", "center")}
+    torch.ops.patterning_fast.langevin_step(*(tensors | flat).values())
 
 
 def per_chain(value: float | Tensor, chains: int, device: torch.device) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import xarray as xr
@@ -26,7 +26,7 @@ class Plan:
     """ρ of each token or sample; mean 1."""
     predicted: xr.Dataset
     """`dmu` [nats] of each component, with `dmu_error` from the independent groups of χ."""
-    attrs: dict[str, object]
+    attrs: dict[str, Any]
     """How the plan came about: strength, policy, share clipped, effective sample size of the weights, rank kept."""
 
     def scaled(self, factor: float) -> xr.DataArray:
@@ -90,7 +90,7 @@ def invert(
         name="weight",
         attrs={"long_name": "data weight rho", "units": "1"},
     )
-    attrs: dict[str, object] = {
+    attrs = {
         "strength": float(np.sqrt(np.mean((weights - 1.0) ** 2))),
         "negative_weights": negative_weights,
         "share_negative_before_policy": negative,

@@ -29,7 +29,7 @@ def verify(plan: Plan, posterior: LocalPosterior, sampler: SGLD, *, scale: float
     """
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a finite number > 0, got {scale}")
-    if float(str(plan.attrs["n_beta"])) != posterior.n_beta:
+    if plan.attrs["n_beta"] != posterior.n_beta:
         raise ValueError(f"the plan was made at n_beta {plan.attrs['n_beta']}, the posterior has {posterior.n_beta}")
     weighted = posterior.reweighted(plan.scaled(scale))
     before = sample(posterior, sampler, **sampling)

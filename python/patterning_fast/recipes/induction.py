@@ -65,7 +65,7 @@ QUICK = InductionRecipe(
 )
 
 History = list[dict[str, float]]
-Rows = list[dict[str, object]]
+Rows = list[dict[str, Any]]
 Findings = dict[str, Any]
 """Everything the recipe found, as it goes into results.json."""
 
@@ -107,7 +107,7 @@ def run(recipe: InductionRecipe, out: Path, seed: int) -> str:
             antithetic=True,
             seed=seed,
         )
-        seconds["chains"] = float(str(statistics.attrs["seconds"]))
+        seconds["chains"] = statistics.attrs["seconds"]
         chi = statistics.susceptibilities()
         on_heads = chi.sel(component=[name for name in chi["component"].values if name != "full"])
         # With four heads, three of which make the circuit, the mean over heads is the circuit: keep it.
@@ -271,7 +271,7 @@ def outcome_table(histories: Mapping[str, History]) -> Rows:
 
 def in_words(rows: Rows, steps: int) -> list[str]:
     """What the table says, sentence by sentence."""
-    formed = {str(row["run"]): float(str(row["circuit formed at step"])) for row in rows}
+    formed = {row["run"]: row["circuit formed at step"] for row in rows}
     base = formed["base"]
     if np.isnan(base):
         return ["The base run did not form the circuit, so nothing can be said of the others."]
@@ -292,9 +292,7 @@ def in_words(rows: Rows, steps: int) -> list[str]:
 
 def on_identity(modes: Rows, chosen: int) -> str:
     """How well the chosen mode is told to be induction, by its tokens and by its heads."""
-    by_tokens, by_heads = (
-        float(str(modes[chosen][f"r with {kind}"])) for kind in ("predictable tokens", "head scores")
-    )
+    by_tokens, by_heads = (modes[chosen][f"r with {kind}"] for kind in ("predictable tokens", "head scores"))
     heads = "tell the same" if abs(by_heads) > 0.5 else "do not tell: it loads on heads with and without a part in it"
     return (
         f"Mode {chosen} is taken as induction by its tokens: its loadings correlate {by_tokens:.2f} with what "
