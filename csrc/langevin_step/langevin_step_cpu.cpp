@@ -3,31 +3,13 @@
 #include <algorithm>
 #include <cmath>
 
-#include "core/normal.h"
+#include "core/noise_block.h"
 
 namespace pf::PF_ISA {
 
 namespace {
 
-constexpr int kCounters = 16;              // a block of noise: loops of 16 lanes, which compilers turn into vectors
-constexpr int kBlock = 4 * kCounters;
-constexpr int64_t kPiece = 64 * kBlock;    // what a thread takes at a time
-
-// noise[4 i + j] = normal j of counter first + i.
-void fill_noise(uint64_t seed, uint64_t chain, uint64_t step, uint64_t first, float noise[kBlock]) {
-  uint32_t words[4][kCounters];
-  for (int i = 0; i < kCounters; ++i) {
-    const Words4 out =
-        philox4x32(counter(Stream::noise, chain, step, first + i), uint32_t(seed), uint32_t(seed >> 32));
-    words[0][i] = out.x, words[1][i] = out.y, words[2][i] = out.z, words[3][i] = out.w;
-  }
-  float normals[4][kCounters];
-  for (int pair = 0; pair < 4; pair += 2)
-    for (int i = 0; i < kCounters; ++i)
-      normal_pair(words[pair][i], words[pair + 1][i], normals[pair][i], normals[pair + 1][i]);
-  for (int i = 0; i < kCounters; ++i)
-    for (int j = 0; j < 4; ++j) noise[4 * i + j] = normals[j][i];
-}
+constexpr int64_t kPiece = 64 * kBlock;  // what a thread takes at a time
 
 void step_piece(const LangevinStep& op, int64_t chain, int64_t begin, int64_t end) {
   const int64_t row = op.row_starts[chain];
@@ -39,7 +21,7 @@ void step_piece(const LangevinStep& op, int64_t chain, int64_t begin, int64_t en
   const float noise_scale = op.noise_scale[chain] * std::sqrt(op.lr[chain]);
   float noise[kBlock];
   for (int64_t at = begin; at < end; at += kBlock) {
-    fill_noise(uint64_t(*op.seed), uint64_t(op.chain_ids[chain]), uint64_t(*op.step), uint64_t(at) / 4, noise);
+    fill_noise_block(uint64_t(*op.seed), uint64_t(op.chain_ids[chain]), uint64_t(*op.step), uint64_t(at) / 4, noise);
     const int count = int(std::min<int64_t>(kBlock, end - at));
     for (int i = 0; i < count; ++i) {
       const float w = params[at + i];
