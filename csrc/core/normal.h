@@ -76,10 +76,4 @@ PF_INLINE void normal_pair(uint32_t radius_word, uint32_t angle_word, float& fir
   second = radius * sine;
 }
 
-// The normals of one counter, in the order of its words.
-PF_INLINE void normal4(Words4 words, float out[4]) {
-  normal_pair(words.x, words.y, out[0], out[1]);
-  normal_pair(words.z, words.w, out[2], out[3]);
-}
-
 }  // namespace pf

@@ -3,8 +3,6 @@
 
 #if defined(__CUDACC__)
 #define PF_INLINE __host__ __device__ __forceinline__
-#elif defined(_MSC_VER)
-#define PF_INLINE __forceinline
 #else
 #define PF_INLINE inline __attribute__((always_inline))
 #endif

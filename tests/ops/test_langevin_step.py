@@ -144,7 +144,7 @@ def call(**changes: Any) -> None:
         "grads": torch.zeros(2, 6),
         "center": torch.zeros(6),
         "lr": 0.1,
-        "n_beta": 1.0,
+        "n_beta": 1,
         "localization": 1.0,
         "seed": 0,
         "step": 0,
@@ -172,9 +172,11 @@ def call(**changes: Any) -> None:
              "center_starts": torch.tensor([0, 1])},
             "reaches outside center",
         ),
+        ({"row_starts": torch.tensor([0, 6, 12])}, "row_starts and center_starts go with flat params"),
         ({"center": torch.zeros(6, device="meta")}, "tensors are on different devices"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
+    call()
     with pytest.raises((TypeError, ValueError), match=message):
         call(**changes)

@@ -66,19 +66,18 @@ def langevin_step(
     """
     op, device = "langevin_step", params.device
     if params.dim() == 2:
+        if row_starts is not None or center_starts is not None:
+            raise ValueError(f"{op}: row_starts and center_starts go with flat params, got {list(params.shape)}")
         chains, length = params.shape
-        each = torch.arange(chains + 1, device=device) * length
-        row_starts = each
-        center_starts = each[:-1].contiguous() if center.dim() == 2 else torch.zeros_like(each[:-1])
-        check_tensor(op, "center", center, torch.float32, (chains, length) if center.dim() == 2 else (length,))
+        center_shape = (chains, length) if center.dim() == 2 else (length,)
+        row_starts = torch.arange(chains + 1, device=device) * length
+        center_starts = row_starts[:-1].clone() if center.dim() == 2 else torch.zeros_like(row_starts[:-1])
     elif row_starts is None or center_starts is None:
         raise ValueError(
             f"{op}: params of shape {list(params.shape)} need row_starts and center_starts, or 2 dimensions"
         )
     else:
-        chains = center_starts.numel()
-        check_tensor(op, "center", center, torch.float32, (center.numel(),))
-        check_tensor(op, "params", params, torch.float32, (params.numel(),))
+        chains, center_shape = center_starts.numel(), (center.numel(),)
     tensors = {
         "params": params,
         "grads": grads,
@@ -93,13 +92,14 @@ def langevin_step(
         "seed": torch.as_tensor(seed, device=device),
         "step": torch.as_tensor(step, device=device),
     }
-    check_tensor(op, "params", params, torch.float32, tuple(params.shape))
-    check_tensor(op, "grads", grads, torch.float32, tuple(params.shape))
+    shape = tuple(params.shape) if params.dim() == 2 else (params.numel(),)
+    for name, expected in {"params": shape, "grads": shape, "center": center_shape}.items():
+        check_tensor(op, name, tensors[name], torch.float32, expected)
     for name in ("lr", "n_beta", "localization", "noise_scale"):
         check_tensor(op, name, tensors[name], torch.float32, (chains,))
-    check_tensor(op, "row_starts", row_starts, torch.int64, (chains + 1,))
-    for name, shape in {"center_starts": (chains,), "chain_ids": (chains,), "seed": (), "step": ()}.items():
-        check_tensor(op, name, tensors[name], torch.int64, shape)
+    places = {"row_starts": (chains + 1,), "center_starts": (chains,), "chain_ids": (chains,), "seed": (), "step": ()}
+    for name, expected in places.items():
+        check_tensor(op, name, tensors[name], torch.int64, expected)
     check_same_device(op, tensors)
     flat = {name: tensors[name].view(-1) for name in ("params", "grads", "center")}
     torch.ops.patterning_fast.langevin_step(*(tensors | flat).values())
@@ -107,4 +107,4 @@ def langevin_step(
 
 def per_chain(value: float | Tensor, chains: int, device: torch.device) -> Tensor:
     """A number for every chain, float32 `[chains]`; tensors are left as they are."""
-    return value if isinstance(value, Tensor) else torch.full((chains,), value, device=device)
+    return value if isinstance(value, Tensor) else torch.full((chains,), float(value), device=device)

@@ -24,8 +24,8 @@ def verify(plan: Plan, posterior: LocalPosterior, sampler: SGLD, *, scale: float
             that their difference is far less noisy than either.
 
     Returns `predicted`, `realised`, their errors, and `z`, the difference in standard errors. Raises ValueError for
-    weights that do not belong to the posterior's data, another n_beta, or negative weights that make L_ρ unbounded
-    below in any chain (as ChainDivergedError, from `sample`).
+    weights that do not belong to the posterior's data or were made for another n_beta, and ChainDivergedError where
+    negative weights leave L_ρ without a floor.
     """
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be a finite number > 0, got {scale}")
