@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -47,11 +47,7 @@ def doctor() -> str:
     """What runs here and on what, as lines of text."""
     build = _C.build_info()
     lines = [f"patterning_fast  {version('patterning_fast')}", f"python           {platform.python_version()}"]
-    for package in ("torch", "numpy", "scipy", "xarray", "matplotlib"):
-        try:
-            lines.append(f"{package:<16} {version(package)}")
-        except PackageNotFoundError:
-            lines.append(f"{package:<16} missing: pip install {package}")
+    lines += [f"{package:<16} {version(package)}" for package in ("torch", "numpy", "scipy", "xarray", "matplotlib")]
     lines += [
         f"machine          {platform.machine()}, {torch.get_num_threads()} threads",
         f"cpu kernels      {build['isa']} in use; {', '.join(build['isas'])} can run here "

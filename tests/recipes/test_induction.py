@@ -14,10 +14,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import xarray as xr
 
 from patterning_fast.cli import main
-from patterning_fast.recipes.induction import crossing, in_words
+from patterning_fast.recipes.induction import QUICK, History, crossing, in_words, initial_model, train_side_by_side
+from patterning_fast.tasks.found_text import found_text_contexts
+from patterning_fast.tasks.induction import repeated_strings
 
 COMMAND = [sys.executable, "-m", "patterning_fast.cli", "demo", "--quick", "--out"]
 FILES = {"results.json", "susceptibilities.nc", "weights.nc", "curves.png", "chi.png", "mode.png", "report.html"}
@@ -98,6 +101,21 @@ def test_ctrl_c_leaves_nothing_behind(stage: str, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert b"interrupted: nothing was written" in rest
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_side_by_side_are_those_run_alone() -> None:
+    contexts = found_text_contexts(QUICK.contexts, QUICK.length, QUICK.shares, seed=1)
+    strings = repeated_strings(torch.arange(96), 8, QUICK.length, seed=2)
+    start = initial_model(QUICK, 0)
+    threads = torch.get_num_threads()
+
+    def train(*names: str) -> list[History]:
+        runs = train_side_by_side(QUICK, start, contexts, strings, dict.fromkeys(names), 0)
+        return [history[1:] for _, history in runs.values()]
+
+    (alone,) = train("alone")
+    assert train("one", "two", "three") == [alone] * 3
+    assert torch.get_num_threads() == threads
 
 
 def history(scores: list[float]) -> list[dict[str, float]]:

@@ -11,7 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 import patterning_fast as pf
-from tests.models import CONTEXT, language_model, tokens
+from tests.models import CONTEXT, WithDropout, language_model, tokens
 
 SETTINGS: dict[str, Any] = {"steps": 6, "batch_size": 4, "lr": 1e-2, "progress": False}
 
@@ -26,6 +26,17 @@ def test_weights_of_one_change_no_bit() -> None:
     assert torch.equal(trained(None), trained(torch.ones(12, CONTEXT)))
     assert not torch.equal(trained(None), trained(torch.rand(12, CONTEXT)))
     assert not torch.equal(trained(None), trained(None, seed=1))
+
+
+def test_weights_of_one_change_no_bit_under_dropout() -> None:
+    def trained_with(weights: Tensor | None) -> Tensor:
+        torch.manual_seed(0)
+        model = WithDropout()
+        data = (torch.randn(8, 3), torch.tensor([0, 1] * 4))
+        pf.train(model, data, pf.losses.cross_entropy, weights=weights, **SETTINGS)
+        return model.linear.weight.detach()
+
+    assert torch.equal(trained_with(None), trained_with(torch.ones(8)))
 
 
 def test_scale_of_the_weights_does_not_matter() -> None:

@@ -28,21 +28,35 @@ class Workers:
 
 
 @contextmanager
+def one_thread_each(workers: int, begin: Callable[[], None] = lambda: None) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose workers compute on one torch thread each, after `begin()`.
+
+    Torch's own number is put back once all have ended: it is partly the whole process's, and would change what still
+    runs.
+    """
+    threads = torch.get_num_threads()
+
+    def initialize() -> None:
+        torch.set_num_threads(1)
+        begin()
+
+    pool = ThreadPoolExecutor(workers, initializer=initialize)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def workers(module: LossModule, device: torch.device) -> Iterator[Workers]:
     """As many workers as torch has threads, each computing on one; a single worker where `device` is no CPU."""
-    threads = torch.get_num_threads()
     local = threading.local()
     # Swapping parameters into a module is not safe across threads; sharing the tensors in it is.
     shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
 
-    def begin() -> None:
-        if device.type == "cpu":
-            torch.set_num_threads(1)
+    def copy_module() -> None:
         local.module = copy.deepcopy(module, dict(shared))
 
-    pool = ThreadPoolExecutor(threads if device.type == "cpu" else 1, initializer=begin)
-    try:
+    with one_thread_each(torch.get_num_threads() if device.type == "cpu" else 1, copy_module) as pool:
         yield Workers(pool, local)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)

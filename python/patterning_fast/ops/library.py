@@ -7,12 +7,14 @@ from collections.abc import Callable
 import torch
 
 LIBRARY = torch.library.Library("patterning_fast", "DEF")
-OPS = ("langevin_step", "comoments_update")
+OPS: list[str] = []
+"""Names of the ops registered so far."""
 
 
 def register(schema: str, reference: Callable[..., None], cpu: Callable[..., None]) -> None:
     """Define the op of `schema`; every op of the library works in place and returns nothing."""
     name = schema.partition("(")[0]
+    OPS.append(name)
     LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
     LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
     LIBRARY.impl(name, cpu, "CPU")

@@ -62,9 +62,6 @@ def invert(
         raise ValueError(f"negative_weights must be one of {get_args(NegativeWeights)}, got {negative_weights!r}")
     if strength is not None and not (math.isfinite(strength) and strength > 0):
         raise ValueError(f"strength must be a finite number > 0, got {strength}; reverse a mode with -mode")
-    matrix = chi["chi"].values.astype(np.float64)
-    count = matrix.shape[1]
-    response = float(chi.attrs["n_beta"]) / count * (matrix - matrix.mean(1, keepdims=True))
     if isinstance(target, Mode):
         if strength is None:
             raise ValueError("a mode is only a direction: say how far to go with strength=")
@@ -72,7 +69,7 @@ def invert(
         constraints, rank = change[None], 1
     else:
         wanted = target_vector(target, [str(name) for name in chi["component"].values])
-        change, constraints, rank = least_norm(response, chi["chi_error"].values, wanted, float(chi.attrs["n_beta"]))
+        change, constraints, rank = least_norm(chi, wanted)
     change = change - change.mean()
     if strength is not None:
         change *= strength / np.sqrt(np.mean(change**2))
@@ -126,16 +123,17 @@ def target_vector(target: Mapping[str, float], components: list[str]) -> np.ndar
     return wanted
 
 
-def least_norm(
-    response: np.ndarray, chi_error: np.ndarray, wanted: np.ndarray, n_beta: float
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """The least change with response·change = wanted in directions above the noise; those directions; their number.
+def least_norm(chi: xr.Dataset, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """The least change with dμ = wanted in directions of χ above the noise; those directions; their number.
 
     Rows are scaled by the size of their error: a direction whose singular value is then under 1 + √(components/data),
     the edge of the spectrum of pure noise, is left out.
     """
-    count = response.shape[1]
-    error = n_beta / count * np.sqrt(np.sum(chi_error**2, axis=1))
+    matrix = chi["chi"].values.astype(np.float64)
+    count = matrix.shape[1]
+    scale = float(chi.attrs["n_beta"]) / count
+    response = scale * (matrix - matrix.mean(1, keepdims=True))
+    error = scale * np.sqrt(np.sum(chi["chi_error"].values ** 2, axis=1))
     left, singular, right = np.linalg.svd(response / error[:, None], full_matrices=False)
     kept = singular > 1.0 + math.sqrt(len(response) / count)
     scaled = wanted / error

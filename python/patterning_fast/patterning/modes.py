@@ -34,20 +34,20 @@ class Modes:
         return Mode(one["component_loading"], one["data_loading"], float(one["singular_value"]))
 
 
-def standardised(chi: xr.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """χ z-scored over data for each component `[components, data]`, with the means and scales taken out `[components]`.
+def standardised(chi: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """χ z-scored over data for each component `[components, data]`, with the scales taken out `[components]`.
 
     Raw χ is not comparable between components: each carries a factor of its own that no datum changes.
     """
-    matrix = chi["chi"].values.astype(np.float64)
     check_matrix(chi)
+    matrix = chi["chi"].values.astype(np.float64)
     mean, scale = matrix.mean(1), matrix.std(1)
     flat = chi["component"].values[scale == 0].tolist()
     if flat:
         raise ValueError(
             f"χ of {flat} is the same for all data: leave these components out with chi.sel(component=...)"
         )
-    return (matrix - mean[:, None]) / scale[:, None], mean, scale
+    return (matrix - mean[:, None]) / scale[:, None], scale
 
 
 def check_matrix(chi: xr.Dataset) -> None:
@@ -74,7 +74,7 @@ def modes(chi: xr.Dataset, *, centre_data: bool = True) -> Modes:
     """
     if chi.sizes["component"] < 2:
         raise ValueError("modes compare components: χ of at least two is needed")
-    z, _, scale = standardised(chi)
+    z, scale = standardised(chi)
     if centre_data:
         z -= z.mean(0)
     eigenvalues, vectors = np.linalg.eigh(z @ z.T)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from patterning_fast.posterior.losses import Batch
+from patterning_fast.posterior.losses import Batch, Loss
 
 
 def check_data(name: str, data: Batch, model: nn.Module) -> None:
@@ -49,3 +50,22 @@ def take(data: Batch, which: Tensor | slice) -> Batch:
 def to_device(data: Batch, device: str) -> Batch:
     """The same samples on `device`."""
     return tuple(tensor.to(device) for tensor in data) if isinstance(data, tuple) else data.to(device)
+
+
+def loss_shape(model: nn.Module, loss: Loss, data: Batch) -> tuple[int, ...]:
+    """Shape of one sample's losses, () or (tokens,), from its first two samples; leaves `model` in eval mode.
+
+    In eval mode no random number is drawn: training with weights and without sees the same dropout.
+
+    Raises ValueError for a loss that is reduced or has more dimensions.
+    """
+    few = take(data, slice(0, 2))
+    with torch.no_grad():
+        losses = loss(model.eval(), few)
+    samples = sample_count(few)
+    if losses.dim() not in (1, 2) or len(losses) != samples:
+        raise ValueError(
+            f"the loss returned shape {list(losses.shape)} for {samples} samples; it must return one loss a sample "
+            f"[batch] or per token [batch, tokens], unreduced (reduction='none')"
+        )
+    return tuple(losses.shape[1:])

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from patterning_fast.posterior.data import check_data, sample_count, take, to_device
+from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
 
@@ -38,8 +38,7 @@ class LocalPosterior:
 
     Raises:
         TypeError, ValueError: parameters that are not float32 or not finite, empty data, ids outside the vocabulary,
-            n_beta or localization out of range, losses that are not finite at w* or of the wrong shape, weights
-            that do not fit the losses.
+            n_beta or localization out of range, losses that are reduced, weights that do not fit the losses.
     """
 
     def __init__(
@@ -77,16 +76,8 @@ class LocalPosterior:
         return sample_count(self.data) * math.prod(self.loss_shape(self.data))
 
     def loss_shape(self, data: Batch) -> tuple[int, ...]:
-        """Shape of one sample's losses: () or (tokens,); raises ValueError for a loss that is reduced or deeper."""
-        with torch.no_grad():
-            losses = self.loss_module(take(data, slice(0, 2)))
-        samples = sample_count(take(data, slice(0, 2)))
-        if losses.dim() not in (1, 2) or len(losses) != samples:
-            raise ValueError(
-                f"the loss returned shape {list(losses.shape)} for {samples} samples; it must return one loss a sample "
-                f"[batch] or per token [batch, tokens], unreduced (reduction='none')"
-            )
-        return tuple(losses.shape[1:])
+        """Shape of one sample's losses: () or (tokens,)."""
+        return loss_shape(self.model, self.loss_module.loss, data)
 
     def weighted_loss(self, losses: Tensor, samples: Tensor) -> Tensor:
         """L_ρ on a minibatch: the mean of ρ·l over `losses` of the given `samples`."""

@@ -6,13 +6,13 @@ is induction, and retraining from the same start with that mode amplified, suppr
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import string
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import patterning_fast as pf
+from patterning_fast.engine.workers import one_thread_each
 from patterning_fast.models.attention_only import AttentionOnlyLM
 from patterning_fast.report import figures, html
 from patterning_fast.report.output import RESULTS, output_folder
@@ -89,10 +90,11 @@ def run(recipe: InductionRecipe, out: Path, seed: int) -> str:
         seconds = {"text": time.monotonic() - started}
 
         started = time.monotonic()
-        base, history = train_from_start(recipe, contexts, test, None, seed, "training the base run")
-        histories = {"base": history}
+        start = initial_model(recipe, seed)
+        trained = train_side_by_side(recipe, start, contexts, test, {"base": None}, seed)
         seconds["base run"] = time.monotonic() - started
 
+        base, _ = trained["base"]
         posterior = pf.LocalPosterior(
             base, pf.losses.next_token, contexts.tokens, n_beta=recipe.n_beta, localization=recipe.localization
         )
@@ -110,9 +112,9 @@ def run(recipe: InductionRecipe, out: Path, seed: int) -> str:
         seconds["chains"] = statistics.attrs["seconds"]
         chi = statistics.susceptibilities()
         on_heads = chi.sel(component=[name for name in chi["component"].values if name != "full"])
-        # With four heads, three of which make the circuit, the mean over heads is the circuit: keep it.
         predictable = predictable_by_induction(contexts.tokens).flatten().numpy()
         scores = test.head_scores(base)
+        # With four heads, three of which make the circuit, the mean over heads is the circuit: keep it.
         modes, similarity = towards_induction(pf.modes(on_heads, centre_data=False), predictable)
         chosen = int(np.argmax(similarity))
         mode = modes[chosen]
@@ -126,9 +128,10 @@ def run(recipe: InductionRecipe, out: Path, seed: int) -> str:
         weights["random"] = weights["amplified"].copy(data=shuffled)
 
         started = time.monotonic()
-        histories |= retrain(recipe, contexts, test, weights, seed)
+        trained |= train_side_by_side(recipe, start, contexts, test, weights, seed)
         seconds["three retrained runs"] = time.monotonic() - started
 
+        histories = {name: history for name, (_, history) in trained.items()}
         rows = outcome_table(histories)
         classes = token_classes(contexts, predictable)
         pictures = {
@@ -164,67 +167,59 @@ def run(recipe: InductionRecipe, out: Path, seed: int) -> str:
         return summary(findings, extreme) + f"\n\nreport: {out / 'report.html'}"
 
 
-def train_from_start(
-    recipe: InductionRecipe,
-    contexts: Contexts,
-    test: RepeatedStrings,
-    weights: xr.DataArray | None,
-    seed: int,
-    description: str,
-    position: int = 0,
-    stop: threading.Event | None = None,
-) -> tuple[AttentionOnlyLM, History]:
-    """A model trained from the start that `seed` gives, on one thread, with its induction scores on the way."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # every run rounds alike, side by side or alone
+def initial_model(recipe: InductionRecipe, seed: int) -> AttentionOnlyLM:
+    """The start of every run."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AttentionOnlyLM(
+        return AttentionOnlyLM(
             len(CHARACTERS), recipe.length - 1, width=recipe.width, heads=recipe.heads, head_width=recipe.head_width
         )
 
-    def metrics(current: torch.nn.Module) -> dict[str, float]:
-        if stop is not None and stop.is_set():
-            raise Stopped
-        assert isinstance(current, AttentionOnlyLM)
-        best = max(score["induction"] for score in test.head_scores(current).values())
-        return {"induction_score": best, "loss_on_repeats": test.loss_on_repeats(current)}
 
-    history = pf.train(
-        model,
-        contexts.tokens,
-        pf.losses.next_token,
-        steps=recipe.train_steps,
-        batch_size=recipe.train_batch,
-        lr=recipe.train_lr,
-        weight_decay=recipe.weight_decay,
-        weights=weights,
-        seed=seed,
-        metrics=metrics,
-        metrics_every=recipe.metrics_every,
-        description=description,
-        position=position,
-    )
-    torch.set_num_threads(threads)
-    return model, history
-
-
-def retrain(
+def train_side_by_side(
     recipe: InductionRecipe,
+    start: AttentionOnlyLM,
     contexts: Contexts,
     test: RepeatedStrings,
-    weights: Mapping[str, xr.DataArray],
+    weights: Mapping[str, xr.DataArray | None],
     seed: int,
-) -> dict[str, History]:
-    """Histories of training from the same start on each of the weights, side by side."""
+) -> dict[str, tuple[AttentionOnlyLM, History]]:
+    """Models trained from `start` on each of the weights, with their induction scores on the way.
+
+    Each on one thread: every run rounds alike, side by side or alone.
+    """
     stop = threading.Event()
-    with ThreadPoolExecutor(len(weights)) as pool:
-        futures = {
-            name: pool.submit(train_from_start, recipe, contexts, test, each, seed, f"{name:<10}", position, stop)
-            for position, (name, each) in enumerate(weights.items())
-        }
+
+    def metrics(model: torch.nn.Module) -> dict[str, float]:
+        if stop.is_set():
+            raise Stopped
+        assert isinstance(model, AttentionOnlyLM)
+        best = max(score["induction"] for score in test.head_scores(model).values())
+        return {"induction_score": best, "loss_on_repeats": test.loss_on_repeats(model)}
+
+    def train(position: int, name: str, rho: xr.DataArray | None) -> tuple[AttentionOnlyLM, History]:
+        model = copy.deepcopy(start)
+        history = pf.train(
+            model,
+            contexts.tokens,
+            pf.losses.next_token,
+            steps=recipe.train_steps,
+            batch_size=recipe.train_batch,
+            lr=recipe.train_lr,
+            weight_decay=recipe.weight_decay,
+            weights=rho,
+            seed=seed,
+            metrics=metrics,
+            metrics_every=recipe.metrics_every,
+            description=f"training the {name} run",
+            position=position,
+        )
+        return model, history
+
+    with one_thread_each(len(weights)) as pool:
+        futures = {name: pool.submit(train, at, name, rho) for at, (name, rho) in enumerate(weights.items())}
         try:
-            return {name: future.result()[1] for name, future in futures.items()}
+            return {name: future.result() for name, future in futures.items()}
         except BaseException:
             stop.set()
             raise
@@ -276,7 +271,7 @@ def in_words(rows: Rows, steps: int) -> list[str]:
     if np.isnan(base):
         return ["The base run did not form the circuit, so nothing can be said of the others."]
     said = [f"The base run formed the circuit at step {base:.0f} of {steps}."]
-    for name in ("amplified", "suppressed", "random"):
+    for name in RUNS[1:]:
         step = formed[name]
         if np.isnan(step):
             said.append(f"The {name} run did not form it within {steps} steps.")
@@ -290,15 +285,16 @@ def in_words(rows: Rows, steps: int) -> list[str]:
     return said
 
 
-def on_identity(modes: Rows, chosen: int) -> str:
+def on_identity(findings: Findings) -> str:
     """How well the chosen mode is told to be induction, by its tokens and by its heads."""
-    by_tokens, by_heads = (modes[chosen][f"r with {kind}"] for kind in ("predictable tokens", "head scores"))
-    heads = "tell the same" if abs(by_heads) > 0.5 else "do not tell: it loads on heads with and without a part in it"
+    chosen, heads = findings["induction_mode"], len(findings["component_estimates"]) - 1
+    row = findings["modes"][chosen]
+    by_tokens, by_heads = row["r with predictable tokens"], row["r with head scores"]
+    verdict = "tell the same" if abs(by_heads) > 0.5 else "do not tell: it loads on heads with and without a part in it"
     return (
         f"Mode {chosen} is taken as induction by its tokens: its loadings correlate {by_tokens:.2f} with what "
-        f"induction "
-        f"can predict. Its heads {heads} (correlation {by_heads:.2f} of loadings and attention scores, "
-        f"over {sum(name.startswith('l') for name in modes[chosen])} heads)."
+        f"induction can predict. Its heads {verdict} (correlation {by_heads:.2f} of loadings and attention scores, over {heads} "
+        "heads)."
     )
 
 
@@ -421,7 +417,7 @@ def summary(findings: Findings, extreme: Rows) -> str:
             "runs\n" + html.text_table(findings["runs"]),
             "\n".join(
                 [
-                    on_identity(findings["modes"], findings["induction_mode"]),
+                    on_identity(findings),
                     *in_words(findings["runs"], findings["recipe"]["train_steps"]),
                 ]
             ),
@@ -484,7 +480,7 @@ def report(findings: Findings, images: Mapping[str, bytes], extreme: Rows) -> st
         parts += [html.heading(title), html.table(findings[name])]
         if name == "modes":
             parts += [
-                html.paragraph(on_identity(findings["modes"], findings["induction_mode"])),
+                html.paragraph(on_identity(findings)),
                 html.picture(
                     images["mode"],
                     "The mode taken as induction: its size, its heads beside scores measured apart from χ, its tokens.",

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from patterning_fast.posterior.data import check_data, sample_count, take, to_device
+from patterning_fast.posterior.data import check_data, loss_shape, sample_count, take, to_device
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
 
@@ -47,7 +47,6 @@ def train(
             the whole run where weights are all 1, depend on `seed` alone.
         metrics: called every `metrics_every` steps, before the first step and after the last, with the model in eval
             mode; what it returns is gathered with "step" and "loss", the mean training loss since the last call.
-
         progress, description, position: a progress bar with the time left, its title, and its line among several.
 
     Returns the rows of metrics. Raises ValueError for data or weights that do not fit, and FloatingPointError where
@@ -60,12 +59,9 @@ def train(
     device = next(model.parameters()).device
     data = to_device(data, str(device))
     samples = sample_count(data)
+    shape = loss_shape(model, loss, data)
+    rho = None if weights is None else weights_for(weights, samples, shape).to(device)
     model.train()
-    rho = None
-    if weights is not None:
-        with torch.no_grad():
-            shape = tuple(loss(model, take(data, slice(0, 2))).shape[1:])
-        rho = weights_for(weights, samples, shape).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(seed)
     rows: list[dict[str, float]] = []
