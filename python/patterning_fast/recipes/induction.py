@@ -293,8 +293,8 @@ def on_identity(findings: Findings) -> str:
     verdict = "tell the same" if abs(by_heads) > 0.5 else "do not tell: it loads on heads with and without a part in it"
     return (
         f"Mode {chosen} is taken as induction by its tokens: its loadings correlate {by_tokens:.2f} with what "
-        f"induction can predict. Its heads {verdict} (correlation {by_heads:.2f} of loadings and attention scores, over {heads} "
-        "heads)."
+        f"induction can predict. Its heads {verdict} (correlation {by_heads:.2f} of loadings and attention "
+        f"scores, over {heads} heads)."
     )
 
 
