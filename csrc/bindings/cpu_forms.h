@@ -2,21 +2,39 @@
 // (PF_ISA, set by the build); one row of the table is chosen at run time.
 #pragma once
 
-#include "comoments_update/comoments_update.h"
+#include "fused_draw/fused_draw.h"
 #include "langevin_step/langevin_step.h"
+#include "linear_cross_entropy/linear_cross_entropy.h"
+#include "normal/normal.h"
+#include "weighted_cross_entropy/weighted_cross_entropy.h"
 
 namespace pf {
 
 struct CpuForms {
   const char* isa;
   LangevinStepForm langevin_step;
+  PerSampleLangevinStepForm per_sample_langevin_step;
   ComomentsUpdateForm comoments_update;
+  LossComomentsUpdateForm loss_comoments_update;
+  FusedDrawForm fused_draw;
+  LinearCrossEntropyForm linear_cross_entropy;
+  WeightedCrossEntropyForm weighted_cross_entropy;
+  NormalForm normal;
 };
 
-#define PF_DECLARE_FORMS(isa)                                 \
-  namespace isa {                                             \
-  LangevinStepStatus langevin_step(const LangevinStep&, int); \
-  ComomentsStatus comoments_update(const ComomentsUpdate&, int); \
+#define PF_DECLARE_FORMS(isa)                                                                   \
+  namespace isa {                                                                               \
+  LangevinStepStatus langevin_step(const LangevinStep&, int);                                   \
+  void per_sample_langevin_step(const PerSampleLangevinStep&, int);                             \
+  ComomentsStatus comoments_update(const ComomentsUpdate&, int);                                \
+  ComomentsStatus loss_comoments_update(const LossComomentsUpdate&, int);                       \
+  ComomentsStatus fused_draw(const PerSampleLangevinStep&, const ComomentsUpdate&, int);        \
+  CrossEntropyStatus linear_cross_entropy(const LinearCrossEntropy&, int);                      \
+  CrossEntropyStatus weighted_cross_entropy(const WeightedCrossEntropy&, int);                  \
+  void normal(const Normal&, int);                                                              \
+  constexpr CpuForms forms = {#isa,                  langevin_step,        per_sample_langevin_step, \
+                              comoments_update,      loss_comoments_update, fused_draw,          \
+                              linear_cross_entropy,  weighted_cross_entropy, normal};            \
   }
 PF_DECLARE_FORMS(baseline)
 PF_DECLARE_FORMS(avx2)

@@ -53,4 +53,6 @@ ComomentsStatus comoments_update(const ComomentsUpdate& op, int threads) {
   return ComomentsStatus::done;
 }
 
+ComomentsStatus loss_comoments_update(const LossComomentsUpdate&, int) { return ComomentsStatus::done; }
+
 }  // namespace pf::PF_ISA

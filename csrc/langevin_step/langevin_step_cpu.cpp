@@ -1,34 +1,133 @@
 #include "langevin_step/langevin_step.h"
 
 #include <algorithm>
-#include <cmath>
+#include <vector>
 
+#include "core/bfloat16.h"
 #include "core/noise_block.h"
+#include "core/parallel.h"
+#include "core/pieces.h"
+#include "langevin_step/langevin_rule.h"
 
 namespace pf::PF_ISA {
 
 namespace {
 
-constexpr int64_t kPiece = 64 * kBlock;  // what a thread takes at a time
+struct PieceResult {
+  double squared_gradient = 0, squared_distance = 0, gradient_dot_distance = 0, squared_momentum = 0;
+  bool finite = true;
+};
 
-void step_piece(const LangevinStep& op, int64_t chain, int64_t begin, int64_t end) {
-  const int64_t row = op.row_starts[chain];
-  float* const params = op.params + row;
-  float* const grads = op.grads + row;
-  const float* const center = op.center + op.center_starts[chain];
-  const float n_beta = op.n_beta[chain], localization = op.localization[chain];
-  const float drift_scale = -0.5f * op.lr[chain];
-  const float noise_scale = op.noise_scale[chain] * std::sqrt(op.lr[chain]);
-  float noise[kBlock];
-  for (int64_t at = begin; at < end; at += kBlock) {
-    fill_noise_block(uint64_t(*op.seed), uint64_t(op.chain_ids[chain]), uint64_t(*op.step), uint64_t(at) / 4, noise);
-    const int count = int(std::min<int64_t>(kBlock, end - at));
-    for (int i = 0; i < count; ++i) {
-      const float w = params[at + i];
-      const float drift = fma(n_beta, grads[at + i], localization * (w - center[at + i]));
-      params[at + i] = fma(noise_scale, noise[i], fma(drift_scale, drift, w));
-      grads[at + i] = 0.0f;
+// At most a block of parameters of one chain; every pointer to the first of them.
+struct Block {
+  float* w;
+  float* g;
+  const float* w_star;
+  const float* xi;
+  float* memory;
+  int count;
+};
+
+template <LangevinRule rule>
+void update(const LangevinChain& chain, const Block& block) {
+  for (int i = 0; i < block.count; ++i) {
+    float none = 0.0f;
+    float& memory = rule == LangevinRule::sgld ? none : block.memory[i];
+    block.w[i] = langevin_rule<rule>(chain, block.w[i], block.g[i], block.w_star[i], block.xi[i], memory);
+    block.g[i] = 0.0f;
+  }
+}
+
+void update(LangevinRule rule, const LangevinChain& chain, const Block& block) {
+  switch (rule) {
+    case LangevinRule::sgld: return update<LangevinRule::sgld>(chain, block);
+    case LangevinRule::rmsprop:
+    case LangevinRule::rmsprop_bias_corrected: return update<LangevinRule::rmsprop>(chain, block);
+    case LangevinRule::sghmc: return update<LangevinRule::sghmc>(chain, block);
+    case LangevinRule::sgnht: return update<LangevinRule::sgnht>(chain, block);
+  }
+}
+
+class Sums {
+ public:
+  void add(const Block& block) {
+    float distance[kBlock];
+    for (int i = 0; i < block.count; ++i) distance[i] = block.w[i] - block.w_star[i];
+    squared_gradient_.add_products(block.g, block.g, block.count);
+    squared_distance_.add_products(distance, distance, block.count);
+    gradient_dot_distance_.add_products(block.g, distance, block.count);
+  }
+
+  void add_momentum(const Block& block) { squared_momentum_.add_products(block.memory, block.memory, block.count); }
+
+  void look_for_infinities(const Block& block) {
+    int32_t broken = 0;
+    for (int i = 0; i < block.count; ++i) broken |= int32_t(!is_finite(block.w[i]));
+    finite_ &= !broken;
+  }
+
+  PieceResult result() const {
+    return {squared_gradient_.total(), squared_distance_.total(), gradient_dot_distance_.total(),
+            squared_momentum_.total(), finite_};
+  }
+
+ private:
+  PieceSum squared_gradient_, squared_distance_, gradient_dot_distance_, squared_momentum_;
+  bool finite_ = true;
+};
+
+PieceResult step_piece(const LangevinStep& op, const Piece& piece) {
+  const int64_t row = op.row_starts[piece.row], center = op.center_starts[piece.row];
+  const LangevinChain chain = langevin_chain(op, piece.row);
+  float xi[kBlock], wide[kBlock];
+  Sums sums;
+  for (int64_t at = piece.begin; at < piece.end; at += kBlock) {
+    fill_noise_block(uint64_t(*op.seed), uint64_t(op.chain_ids[piece.row]), uint64_t(*op.step), uint64_t(at) / 4, xi);
+    const int count = int(std::min<int64_t>(kBlock, piece.end - at));
+    Block block{op.params + row + at, wide, op.center + center + at, xi, op.memory ? op.memory + row + at : nullptr, count};
+    if (op.grads_are_bfloat16) {
+      uint16_t* const halves = static_cast<uint16_t*>(op.grads) + row + at;
+      for (int i = 0; i < count; ++i) wide[i] = from_bfloat16(halves[i]);
+      std::fill_n(halves, count, uint16_t{0});
+    } else {
+      block.g = static_cast<float*>(op.grads) + row + at;
     }
+    if (op.statistics) sums.add(block);
+    update(op.rule, chain, block);
+    if (op.box)
+      for (int i = 0; i < count; ++i) block.w[i] = into_box(block.w[i], block.w_star[i], op.box[piece.row]);
+    if (op.shadow)
+      for (int i = 0; i < count; ++i) op.shadow[row + at + i] = to_bfloat16(block.w[i]);
+    if (op.thermostat) sums.add_momentum(block);
+    if (op.statistics) sums.look_for_infinities(block);
+  }
+  return sums.result();
+}
+
+// Every piece has read its chain's thermostat by now.
+void finish(const LangevinStep& op, const std::vector<Piece>& pieces, const std::vector<PieceResult>& results) {
+  std::vector<PieceResult> chains(size_t(op.chains));
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    PieceResult& chain = chains[size_t(pieces[i].row)];
+    chain.squared_gradient += results[i].squared_gradient;
+    chain.squared_distance += results[i].squared_distance;
+    chain.gradient_dot_distance += results[i].gradient_dot_distance;
+    chain.squared_momentum += results[i].squared_momentum;
+    chain.finite &= results[i].finite;
+  }
+  for (int64_t chain = 0; chain < op.chains; ++chain) {
+    const PieceResult& sums = chains[size_t(chain)];
+    const auto write = [&](StepStatistic name, double value) { op.statistics[int(name) * op.chains + chain] = value; };
+    if (op.statistics) {
+      write(StepStatistic::squared_gradient, sums.squared_gradient);
+      write(StepStatistic::squared_distance, sums.squared_distance);
+      write(StepStatistic::gradient_dot_distance, sums.gradient_dot_distance);
+      write(StepStatistic::finite, sums.finite ? 1.0 : 0.0);
+    }
+    const int64_t length = op.row_starts[chain + 1] - op.row_starts[chain];
+    if (op.thermostat && length > 0)
+      op.thermostat[chain] = float(double(op.thermostat[chain]) +
+                                   double(op.lr[chain]) * (sums.squared_momentum / double(length) - 1.0));
   }
 }
 
@@ -49,12 +148,12 @@ LangevinStepStatus check(const LangevinStep& op) {
 LangevinStepStatus langevin_step(const LangevinStep& op, int threads) {
   const LangevinStepStatus status = check(op);
   if (status != LangevinStepStatus::done) return status;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-  for (int64_t chain = 0; chain < op.chains; ++chain) {
-    const int64_t length = op.row_starts[chain + 1] - op.row_starts[chain];
-    for (int64_t begin = 0; begin < length; begin += kPiece)
-      step_piece(op, chain, begin, std::min(begin + kPiece, length));
-  }
+  const std::vector<Piece> pieces =
+      pieces_of_rows(op.chains, [&](int64_t chain) { return op.row_starts[chain + 1] - op.row_starts[chain]; });
+  std::vector<PieceResult> results(pieces.size());
+  parallel_for(int64_t(pieces.size()), threads,
+               [&](int64_t i) { results[size_t(i)] = step_piece(op, pieces[size_t(i)]); });
+  finish(op, pieces, results);
   return status;
 }
 

@@ -60,7 +60,7 @@ def doctor() -> str:
     for device in devices:
         name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
         lines += [f"device           {device} ({name})"]
-        lines += [f"  {op:<18} {library.backend_of(op, device)}" for op in library.OPS]
+        lines += [f"  {op:<18} {library.backend_of(op, device)}" for op in library.ops()]
     return "\n".join(lines)
 
 

@@ -1,6 +1,22 @@
 """The kernels, as torch ops: contract, checks and dispatch. Each is defined by its namesake in `ops.reference`."""
 
-from patterning_fast.ops.comoments_update import comoments_update
-from patterning_fast.ops.langevin_step import langevin_step
+from patterning_fast.ops.comoments_update import comoments_update, loss_comoments_update
+from patterning_fast.ops.fused_draw import fused_draw
+from patterning_fast.ops.langevin_step import SGHMC, SGNHT, RMSProp, StepStatistics, langevin_step
+from patterning_fast.ops.library import use_backend
+from patterning_fast.ops.normal import normal_
+from patterning_fast.ops.per_sample_langevin_step import per_sample_langevin_step
 
-__all__ = ["comoments_update", "langevin_step"]
+__all__ = [
+    "SGHMC",
+    "SGNHT",
+    "RMSProp",
+    "StepStatistics",
+    "comoments_update",
+    "fused_draw",
+    "langevin_step",
+    "loss_comoments_update",
+    "normal_",
+    "per_sample_langevin_step",
+    "use_backend",
+]

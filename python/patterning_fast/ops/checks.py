@@ -6,14 +6,24 @@ import torch
 from torch import Tensor
 
 
-def check_tensor(op: str, name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Raise TypeError or ValueError unless `tensor` is contiguous, of `dtype` and of `shape`."""
-    if tensor.dtype != dtype:
-        raise TypeError(f"{op}: {name} is {tensor.dtype}, but must be {dtype}; convert it with {name}.to({dtype})")
+def check_tensor(
+    op: str, name: str, tensor: Tensor, dtype: torch.dtype | tuple[torch.dtype, ...], shape: tuple[int, ...]
+) -> None:
+    """Raise TypeError or ValueError unless `tensor` is contiguous, of (one of) `dtype` and of `shape`."""
+    wanted = dtype if isinstance(dtype, tuple) else (dtype,)
+    if tensor.dtype not in wanted:
+        must = " or ".join(map(str, wanted))
+        raise TypeError(f"{op}: {name} is {tensor.dtype}, but must be {must}; convert it with {name}.to({wanted[0]})")
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, but must have {list(shape)}")
     if not tensor.is_contiguous():
         raise ValueError(f"{op}: {name} is not contiguous; pass {name}.contiguous()")
+
+
+def check_dimensions(op: str, name: str, tensor: Tensor, dimensions: int) -> None:
+    """Raise ValueError unless `tensor` has that many dimensions."""
+    if tensor.dim() != dimensions:
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, but must have {dimensions} dimensions")
 
 
 def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:
@@ -21,3 +31,13 @@ def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:
     devices = {name: str(tensor.device) for name, tensor in tensors.items()}
     if len(set(devices.values())) > 1:
         raise ValueError(f"{op}: tensors are on different devices: {devices}; move them to one")
+
+
+def per_chain(value: float | Tensor, chains: int, device: torch.device) -> Tensor:
+    """A number for every chain, float32 `[chains]`; tensors are left as they are."""
+    return value if isinstance(value, Tensor) else torch.full((chains,), float(value), device=device)
+
+
+def address(tensor: Tensor | None) -> int:
+    """Where a tensor's numbers are; 0 for no tensor."""
+    return 0 if tensor is None else tensor.data_ptr()

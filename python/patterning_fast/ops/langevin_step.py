@@ -1,13 +1,17 @@
-"""`langevin_step`: one SGLD step on every chain of a bank."""
+"""`langevin_step`: one step of SGLD, RMSProp-SGLD, SGHMC or SGNHT on every chain of a bank."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from patterning_fast import _C
 from patterning_fast.ops import library
-from patterning_fast.ops.checks import check_same_device, check_tensor
+from patterning_fast.ops.checks import address, check_same_device, check_tensor, per_chain
+from patterning_fast.ops.reference.langevin_step import RULES
 from patterning_fast.ops.reference.langevin_step import langevin_step as reference
 
 STATUS = {
@@ -16,21 +20,98 @@ STATUS = {
 }
 
 
-def cpu(*tensors: Tensor) -> None:
-    params, _, center, _, center_starts, *_ = tensors
-    addresses = [tensor.data_ptr() for tensor in tensors]
-    sizes = (center_starts.numel(), params.numel(), center.numel())
-    status = _C.langevin_step(*addresses[:10], *sizes, *addresses[10:], torch.get_num_threads())
+@dataclass
+class RMSProp:
+    """v ← decay·v + (1 − decay)·g², lr_i = lr/(√v̂ + stability), then SGLD with lr_i.
+
+    v̂ = v/(1 − decay^(step + 1)) with `bias_correction`, the form of arXiv:2609.00699; v without, that of devinterp.
+    Source: Li et al. 2016 (arXiv:1512.07666).
+    """
+
+    second_moment: Tensor
+    """v, of params' shape and dtype; 0 at step 0."""
+    decay: float = 0.99
+    stability: float = 0.1
+    bias_correction: bool = True
+
+
+@dataclass
+class SGHMC:
+    """p ← p − friction·p − lr·∇U + noise_scale·√(2·friction·lr)·ξ, w ← w + p. Source: Chen et al. 2014, eq. 15."""
+
+    momentum: Tensor
+    """p, of params' shape and dtype."""
+    friction: float = 0.1
+
+
+@dataclass
+class SGNHT:
+    """p ← p − thermostat·lr·p − lr·∇U + noise_scale·√(2·diffusion·lr)·ξ, w ← w + lr·p, thermostat ← thermostat +
+    lr·(|p|²/params − 1). Source: Ding et al. 2014, algorithm 2."""
+
+    momentum: Tensor
+    """p, of params' shape and dtype; standard normal at step 0."""
+    thermostat: Tensor
+    """float32 `[chains]`; `diffusion` at step 0."""
+    diffusion: float = 0.01
+
+
+class StepStatistics(NamedTuple):
+    """Of each chain, float64 `[chains]`: of the gradient and the distance from w* before the step."""
+
+    squared_gradient: Tensor
+    """|g|²"""
+    squared_distance: Tensor
+    """|w − w*|²"""
+    gradient_dot_distance: Tensor
+    """⟨g, w − w*⟩"""
+    finite: Tensor
+    """bool `[chains]`: whether every parameter is finite after the step."""
+
+
+def fields(
+    params: Tensor,
+    grads: Tensor,
+    center: Tensor,
+    row_starts: Tensor,
+    center_starts: Tensor,
+    lr: Tensor,
+    n_beta: Tensor,
+    localization: Tensor,
+    noise_scale: Tensor,
+    chain_ids: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    rule: str,
+    constants: list[float],
+    memory: Tensor | None,
+    thermostat: Tensor | None,
+    box: Tensor | None,
+    shadow: Tensor | None,
+    statistics: Tensor | None,
+) -> tuple[int | float, ...]:
+    """The fields of csrc's LangevinStep, in order."""
+    tensors = (
+        params, grads, center, row_starts, center_starts, lr, n_beta, localization, noise_scale, chain_ids, seed, step,
+        memory, thermostat, box, shadow, statistics,
+    )  # fmt: skip
+    sizes = (grads.dtype == torch.bfloat16, center_starts.numel(), params.numel(), center.numel())
+    return (*map(address, tensors), RULES.index(rule), *[*constants, 0.0, 0.0][:2], *map(int, sizes))
+
+
+def cpp(*arguments: Tensor) -> None:
+    status = _C.langevin_step(fields(*arguments), torch.get_num_threads())  # type: ignore[arg-type]
     if status:
         raise ValueError(f"langevin_step: {STATUS[status]}")
 
 
 library.register(
     "langevin_step(Tensor(a!) params, Tensor(b!) grads, Tensor center, Tensor row_starts, Tensor center_starts, "
-    "Tensor lr, Tensor n_beta, Tensor localization, Tensor noise_scale, Tensor chain_ids, Tensor seed, Tensor step)"
-    " -> ()",
-    reference,
-    cpu,
+    "Tensor lr, Tensor n_beta, Tensor localization, Tensor noise_scale, Tensor chain_ids, Tensor seed, Tensor step, "
+    "str rule, float[] constants, Tensor(c!)? memory, Tensor(d!)? thermostat, Tensor? box, Tensor(e!)? shadow, "
+    "Tensor(f!)? statistics) -> ()",
+    reference=reference,
+    cpp=cpp,
 )
 
 
@@ -48,18 +129,29 @@ def langevin_step(
     chain_ids: Tensor | None = None,
     row_starts: Tensor | None = None,
     center_starts: Tensor | None = None,
-) -> None:
-    """One SGLD step in place, w ← w − (lr/2)[n_beta·g + localization·(w − w*)] + noise_scale·√lr·ξ; then g ← 0.
+    rule: RMSProp | SGHMC | SGNHT | None = None,
+    box: float | Tensor | None = None,
+    shadow: Tensor | None = None,
+    statistics: bool = False,
+) -> StepStatistics | None:
+    """One step in place, with ∇U = n_beta·g + localization·(w − w*); then g ← 0.
 
+    Without a `rule`, SGLD: w ← w − (lr/2)·∇U + noise_scale·√lr·ξ.
     Source: Welling & Teh 2011, with the localised tempered posterior of arXiv:2308.12108.
 
     Args:
-        params, grads: float32 `[chains, params]`, or flat `[total]` rows of any lengths with `row_starts`.
-        center: w*, float32 `[params]` or `[chains, params]`; flat with `center_starts` where params are flat.
-        lr, n_beta, localization, noise_scale: a number, or float32 `[chains]`.
+        params: float32 `[chains, params]`, or flat `[total]` rows of any lengths with `row_starts`; float64 runs on
+            the reference. grads: likewise, of the same dtype or bfloat16.
+        center: w*, `[params]` or `[chains, params]`; flat with `center_starts` where params are flat.
+        lr, n_beta, localization, noise_scale: a number, or float32 `[chains]`. The second chain of an antithetic pair
+            has the first one's chain id and noise_scale −1.
         seed, step, chain_ids: the noise is a pure function of (seed, chain id, step, place in the row). Integers
             below 2^63 (seed) and 2^40; as int64 0-d tensors where they must change under a captured graph.
         row_starts: int64 `[chains + 1]`; center_starts: int64 `[chains]`.
+        rule: another sampler, with its state.
+        box: keep every w within this distance of w* in each coordinate; a number, or float32 `[chains]`.
+        shadow: bfloat16 of params' shape, to be written with the new params.
+        statistics: return sums that tell how each chain fares, made in the same pass.
 
     Raises:
         TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device; rows out of range.
@@ -78,7 +170,8 @@ def langevin_step(
         )
     else:
         chains, center_shape = center_starts.numel(), (center.numel(),)
-    tensors = {
+    name, constants, state = parts(rule)
+    given = {
         "params": params,
         "grads": grads,
         "center": center,
@@ -91,20 +184,54 @@ def langevin_step(
         "chain_ids": torch.arange(chains, device=device) if chain_ids is None else chain_ids,
         "seed": torch.as_tensor(seed, device=device),
         "step": torch.as_tensor(step, device=device),
+        **state,
+        "box": None if box is None else per_chain(box, chains, device),
+        "shadow": shadow,
     }
+    tensors = {key: tensor for key, tensor in given.items() if tensor is not None}
+    real = params.dtype if params.dtype == torch.float64 else torch.float32
     shape = tuple(params.shape) if params.dim() == 2 else (params.numel(),)
-    for name, expected in {"params": shape, "grads": shape, "center": center_shape}.items():
-        check_tensor(op, name, tensors[name], torch.float32, expected)
-    for name in ("lr", "n_beta", "localization", "noise_scale"):
-        check_tensor(op, name, tensors[name], torch.float32, (chains,))
+    check_tensor(op, "grads", grads, (real, torch.bfloat16), shape)
+    shapes = {"params": shape, "center": center_shape, "second_moment": shape, "momentum": shape}
+    for key in shapes.keys() & tensors.keys():
+        check_tensor(op, key, tensors[key], real, shapes[key])
+    for key in ("lr", "n_beta", "localization", "noise_scale", "thermostat", "box"):
+        if key in tensors:
+            check_tensor(op, key, tensors[key], torch.float32, (chains,))
     places = {"row_starts": (chains + 1,), "center_starts": (chains,), "chain_ids": (chains,), "seed": (), "step": ()}
-    for name, expected in places.items():
-        check_tensor(op, name, tensors[name], torch.int64, expected)
+    for key, expected in places.items():
+        check_tensor(op, key, tensors[key], torch.int64, expected)
+    if shadow is not None:
+        check_tensor(op, "shadow", shadow, torch.bfloat16, shape)
     check_same_device(op, tensors)
-    flat = {name: tensors[name].view(-1) for name in ("params", "grads", "center")}
-    torch.ops.patterning_fast.langevin_step(*(tensors | flat).values())
+    for key in {*shapes, "grads", "shadow"} & tensors.keys():
+        given[key] = tensors[key].view(-1)
+    sums = torch.empty(4, chains, dtype=torch.float64, device=device) if statistics else None
+    first = list(given.values())[:12]
+    memory = given.get("second_moment", given.get("momentum"))
+    torch.ops.patterning_fast.langevin_step(
+        *first, name, constants, memory, given.get("thermostat"), given["box"], given["shadow"], sums
+    )
+    return None if sums is None else StepStatistics(sums[0], sums[1], sums[2], sums[3] != 0)
 
 
-def per_chain(value: float | Tensor, chains: int, device: torch.device) -> Tensor:
-    """A number for every chain, float32 `[chains]`; tensors are left as they are."""
-    return value if isinstance(value, Tensor) else torch.full((chains,), float(value), device=device)
+def parts(rule: RMSProp | SGHMC | SGNHT | None) -> tuple[str, list[float], dict[str, Tensor]]:
+    """The name of a rule, its constants and its state; raises ValueError for constants that cannot work."""
+    if rule is None:
+        return "sgld", [], {}
+    if isinstance(rule, RMSProp):
+        check_constant("decay", rule.decay, 0 <= rule.decay < 1, "lie in [0, 1)")
+        check_constant("stability", rule.stability, rule.stability > 0, "be > 0")
+        name = "rmsprop_bias_corrected" if rule.bias_correction else "rmsprop"
+        return name, [rule.decay, rule.stability], {"second_moment": rule.second_moment}
+    if isinstance(rule, SGHMC):
+        check_constant("friction", rule.friction, 0 < rule.friction <= 1, "lie in (0, 1]")
+        return "sghmc", [rule.friction], {"momentum": rule.momentum}
+    check_constant("diffusion", rule.diffusion, rule.diffusion >= 0, "be >= 0")
+    return "sgnht", [rule.diffusion], {"momentum": rule.momentum, "thermostat": rule.thermostat}
+
+
+def check_constant(name: str, value: float, holds: bool, must: str) -> None:
+    """Raise ValueError unless the condition holds."""
+    if not holds:
+        raise ValueError(f"langevin_step: {name} must {must}, got {value}")

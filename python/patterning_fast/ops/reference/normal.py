@@ -25,3 +25,8 @@ def noise(seed: Tensor, chain: Tensor, step: Tensor, index: Tensor) -> Tensor:
     """The normal (float64) of each parameter `index` of each `chain` at `step`; shapes broadcast."""
     normals = normals_from_words(words(Stream.noise, seed, chain, step, index // 4))
     return normals.gather(-1, (index % 4).expand(normals.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+
+def normal_(out: Tensor, chain_ids: Tensor, seed: Tensor, step: Tensor) -> None:
+    """The contract is that of `patterning_fast.ops.normal_`."""
+    out.copy_(noise(seed, chain_ids[:, None], step, torch.arange(out.shape[1], device=out.device)))

@@ -1,0 +1,53 @@
+"""`normal_`: the noise of `langevin_step` alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patterning_fast import _C
+from patterning_fast.ops import library
+from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor
+from patterning_fast.ops.reference.normal import normal_ as reference
+
+
+def fields(*tensors: Tensor) -> tuple[int, ...]:
+    """The fields of csrc's Normal, in order."""
+    return (*map(address, tensors), *tensors[0].shape)
+
+
+def cpp(*tensors: Tensor) -> None:
+    _C.normal(fields(*tensors), torch.get_num_threads())
+
+
+library.register(
+    "normal_(Tensor(a!) out, Tensor chain_ids, Tensor seed, Tensor step) -> ()", reference=reference, cpp=cpp
+)
+
+
+def normal_(out: Tensor, *, seed: int | Tensor, step: int | Tensor, chain_ids: Tensor | None = None) -> Tensor:
+    """Fill `out` with the standard normals that `langevin_step` adds at (seed, chain id, step); returns `out`.
+
+    Philox4x32-10 words (Salmon et al. 2011), in pairs to normals by Box-Muller.
+
+    Args:
+        out: float32 `[chains, params]`; float64 runs on the reference.
+        seed, step, chain_ids: as for `langevin_step`.
+
+    Raises:
+        TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device.
+    """
+    op = "normal_"
+    check_dimensions(op, "out", out, 2)
+    chains, device = out.shape[0], out.device
+    places = {
+        "chain_ids": torch.arange(chains, device=device) if chain_ids is None else chain_ids,
+        "seed": torch.as_tensor(seed, device=device),
+        "step": torch.as_tensor(step, device=device),
+    }
+    check_tensor(op, "out", out, (torch.float32, torch.float64), tuple(out.shape))
+    for name, tensor in places.items():
+        check_tensor(op, name, tensor, torch.int64, (chains,) if name == "chain_ids" else ())
+    check_same_device(op, {"out": out, **places})
+    torch.ops.patterning_fast.normal_(out, *places.values())
+    return out

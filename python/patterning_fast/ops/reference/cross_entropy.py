@@ -1,0 +1,48 @@
+"""`weighted_cross_entropy` and `linear_cross_entropy` in plain torch, in float64, logits held."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def weighted_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    ignore_index: int,
+    losses: Tensor,
+    grad_logits: Tensor | None,
+) -> None:
+    """The contract is that of csrc's WeightedCrossEntropy: losses `[tokens]`, the gradient of Σ weights·losses."""
+    kept = labels != ignore_index
+    target = torch.where(kept, labels, 0)
+    log_p = logits.double().log_softmax(-1)
+    losses.copy_(torch.where(kept, -log_p.gather(-1, target[:, None]).squeeze(-1), 0.0))
+    if grad_logits is not None:
+        scale = kept.double() if weights is None else torch.where(kept, weights.double(), 0.0)
+        one_hot = torch.zeros_like(log_p).scatter_(-1, target[:, None], 1.0)
+        grad_logits.copy_(scale[:, None] * (log_p.exp() - one_hot))
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    unembedding: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    ignore_index: int,
+    losses: Tensor,
+    grad_hidden: Tensor | None,
+    grad_unembedding: Tensor | None,
+) -> None:
+    """The contract is that of csrc's LinearCrossEntropy."""
+    h, u = hidden.double(), unembedding.double()
+    logits = h @ u.mT
+    gradient = torch.empty_like(logits)
+    for chain in range(len(hidden)):
+        of_chain = None if weights is None else weights[chain]
+        weighted_cross_entropy(logits[chain], labels[chain], of_chain, ignore_index, losses[chain], gradient[chain])
+    if grad_hidden is not None:
+        grad_hidden.copy_(gradient @ u)
+    if grad_unembedding is not None:
+        grad_unembedding.copy_((gradient.mT @ h).sum_to_size(u.shape))
