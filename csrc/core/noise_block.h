@@ -1,21 +1,11 @@
 // The noise of 64 parameters at a time, the same numbers as philox4x32 and normal_pair one by one.
-// Written for compilers with vector extensions (GCC, Clang): four counters side by side, each word in a 64-bit lane.
+// Written for compilers with vector extensions: each word in a 64-bit lane, as products of words need.
 #pragma once
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
 #include "core/normal.h"
 #include "core/philox.h"
-
-#if defined(__clang__)
-#define PF_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define PF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Mask{__VA_ARGS__})
-#endif
 
 namespace pf {
 
@@ -24,32 +14,32 @@ constexpr int kBlock = 4 * kBlockCounters;
 
 namespace lanes {
 
-typedef int32_t Mask __attribute__((vector_size(32)));
-typedef uint64_t Words __attribute__((vector_size(32)));
-typedef uint32_t Halves __attribute__((vector_size(32)));
-typedef float Floats __attribute__((vector_size(32)));
+// A word of half as many counters as there are lanes, each in the low half of 64 bits.
+typedef uint64_t Wide __attribute__((vector_size(4 * kLanes)));
 
 // Product of the low 32 bits of each lane. What stands above them is ignored, so no word is ever masked.
-PF_INLINE Words multiply_low(Words a, uint32_t constant) {
-  const Words b = Words{} + constant;
-#if defined(__AVX2__)
-  return Words(_mm256_mul_epu32(__m256i(a), __m256i(b)));
+PF_INLINE Wide multiply_low(Wide a, uint32_t constant) {
+  const Wide b = Wide{} + constant;
+#if defined(__AVX512F__)
+  return Wide(_mm512_mul_epu32(__m512i(a), __m512i(b)));
+#elif defined(__AVX2__)
+  return Wide(_mm256_mul_epu32(__m256i(a), __m256i(b)));
 #else
   return (a & 0xFFFFFFFFu) * b;
 #endif
 }
 
-constexpr int kGroups = kBlockCounters / 4;
+constexpr int kGroups = kBlockCounters / (kLanes / 2);
 
 // All counters of a block together: a round's products wait for one another, those of other groups fill the wait.
-PF_INLINE void philox4x32(Words (&x)[kGroups], Words (&y)[kGroups], Words (&z)[kGroups], Words (&w)[kGroups],
+PF_INLINE void philox4x32(Wide (&x)[kGroups], Wide (&y)[kGroups], Wide (&z)[kGroups], Wide (&w)[kGroups],
                           uint32_t key_lo, uint32_t key_hi) {
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
 #pragma GCC unroll 4
     for (int group = 0; group < kGroups; ++group) {
-      const Words a = multiply_low(x[group], 0xD2511F53u);
-      const Words b = multiply_low(z[group], 0xCD9E8D57u);
+      const Wide a = multiply_low(x[group], 0xD2511F53u);
+      const Wide b = multiply_low(z[group], 0xCD9E8D57u);
       x[group] = (b >> 32) ^ y[group] ^ key_lo;
       y[group] = b;
       z[group] = (a >> 32) ^ w[group] ^ key_hi;
@@ -60,66 +50,68 @@ PF_INLINE void philox4x32(Words (&x)[kGroups], Words (&y)[kGroups], Words (&z)[k
   }
 }
 
-// Stores and loads below are as wide as each other: a load that spans two stores waits for both.
+// Shuffles stay within quarters of four floats, where they are cheapest. So the counters are dealt out to lanes such
+// that after them eight (or sixteen) neighbouring numbers lie side by side.
 
-// The low halves of eight lanes.
-PF_INLINE void store(Words first, Words second, uint32_t* to) {
-  const Halves low = PF_SHUFFLE(Halves(first), Halves(second), 0, 2, 4, 6, 8, 10, 12, 14);
-  std::memcpy(to, &low, sizeof low);
+// Lane 2 L + q of the first of two groups holds counter kQuarters q + L, the second what is 2 kQuarters further.
+constexpr int kQuarters = kLanes / 4;
+PF_INLINE Wide dealt(uint64_t first) {
+  Wide place{};
+  for (int lane = 0; lane < kLanes / 2; ++lane) place[lane] = uint64_t(kQuarters * (lane % 2) + lane / 2);
+  return place + first;
 }
 
-PF_INLINE Floats load(const float* from) {
-  Floats value;
-  std::memcpy(&value, from, sizeof value);
-  return value;
+// In each quarter elements i, j, k, l of the eight that a (0 to 3) and b (4 to 7) have there.
+template <int i, int j, int k, int l>
+PF_INLINE Ints shuffle(Ints a, Ints b) {
+#define PF_FROM(element, quarter) ((element) < 4 ? (element) : kLanes + (element)-4) + 4 * (quarter)
+#define PF_QUARTER(quarter) PF_FROM(i, quarter), PF_FROM(j, quarter), PF_FROM(k, quarter), PF_FROM(l, quarter)
+#if defined(__clang__) && defined(__AVX512F__)
+  return __builtin_shufflevector(a, b, PF_QUARTER(0), PF_QUARTER(1), PF_QUARTER(2), PF_QUARTER(3));
+#elif defined(__clang__)
+  return __builtin_shufflevector(a, b, PF_QUARTER(0), PF_QUARTER(1));
+#elif defined(__AVX512F__)
+  return __builtin_shuffle(a, b, Ints{PF_QUARTER(0), PF_QUARTER(1), PF_QUARTER(2), PF_QUARTER(3)});
+#else
+  return __builtin_shuffle(a, b, Ints{PF_QUARTER(0), PF_QUARTER(1)});
+#endif
+#undef PF_QUARTER
+#undef PF_FROM
 }
 
-// to[4 i + j] = from[j][i] for i < 8, j < 4.
-PF_INLINE void store_transposed(Floats a, Floats b, Floats c, Floats d, float* to) {
-  const Floats ab_low = PF_SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13);
-  const Floats ab_high = PF_SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
-  const Floats cd_low = PF_SHUFFLE(c, d, 0, 8, 1, 9, 4, 12, 5, 13);
-  const Floats cd_high = PF_SHUFFLE(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
-  const Floats i04 = PF_SHUFFLE(ab_low, cd_low, 0, 1, 8, 9, 4, 5, 12, 13);
-  const Floats i15 = PF_SHUFFLE(ab_low, cd_low, 2, 3, 10, 11, 6, 7, 14, 15);
-  const Floats i26 = PF_SHUFFLE(ab_high, cd_high, 0, 1, 8, 9, 4, 5, 12, 13);
-  const Floats i37 = PF_SHUFFLE(ab_high, cd_high, 2, 3, 10, 11, 6, 7, 14, 15);
-  const Floats rows[4] = {PF_SHUFFLE(i04, i15, 0, 1, 2, 3, 8, 9, 10, 11),
-                          PF_SHUFFLE(i26, i37, 0, 1, 2, 3, 8, 9, 10, 11),
-                          PF_SHUFFLE(i04, i15, 4, 5, 6, 7, 12, 13, 14, 15),
-                          PF_SHUFFLE(i26, i37, 4, 5, 6, 7, 12, 13, 14, 15)};
-  for (int row = 0; row < 4; ++row) std::memcpy(to + 8 * row, &rows[row], sizeof(Floats));
+// The low halves of two groups' lanes: counter kQuarters p + L is element p of quarter L.
+PF_INLINE Ints narrow(Wide first, Wide second) { return shuffle<0, 2, 4, 6>(Ints(first), Ints(second)); }
+
+// Four numbers of each counter, in the order of counters.
+PF_INLINE void store(Floats a, Floats b, Floats c, Floats d, float* to) {
+  const Ints ab_low = shuffle<0, 4, 1, 5>(Ints(a), Ints(b)), ab_high = shuffle<2, 6, 3, 7>(Ints(a), Ints(b));
+  const Ints cd_low = shuffle<0, 4, 1, 5>(Ints(c), Ints(d)), cd_high = shuffle<2, 6, 3, 7>(Ints(c), Ints(d));
+  const Ints rows[4] = {shuffle<0, 1, 4, 5>(ab_low, cd_low), shuffle<2, 3, 6, 7>(ab_low, cd_low),
+                        shuffle<0, 1, 4, 5>(ab_high, cd_high), shuffle<2, 3, 6, 7>(ab_high, cd_high)};
+  for (int row = 0; row < 4; ++row) std::memcpy(to + kLanes * row, &rows[row], sizeof(Ints));
 }
 
 }  // namespace lanes
 
 // noise[i] = the normal of parameter 4 first + i; first is a multiple of kBlockCounters.
 PF_INLINE void fill_noise_block(uint64_t seed, uint64_t chain, uint64_t step, uint64_t first, float noise[kBlock]) {
+  using namespace lanes;
   const Words4 place = counter(Stream::noise, chain, step, first);
-  lanes::Words x[lanes::kGroups], y[lanes::kGroups], z[lanes::kGroups], w[lanes::kGroups];
-  for (int group = 0; group < lanes::kGroups; ++group) {
-    x[group] = lanes::Words{0, 1, 2, 3} + (place.x + uint64_t(4 * group));
-    y[group] = lanes::Words{} + place.y;
-    z[group] = lanes::Words{} + place.z;
-    w[group] = lanes::Words{} + place.w;
+  Wide x[kGroups], y[kGroups], z[kGroups], w[kGroups];
+  for (int group = 0; group < kGroups; ++group) {
+    x[group] = dealt(place.x + uint64_t(group / 2 * kLanes + group % 2 * 2 * kQuarters));
+    y[group] = Wide{} + place.y;
+    z[group] = Wide{} + place.z;
+    w[group] = Wide{} + place.w;
   }
-  lanes::philox4x32(x, y, z, w, uint32_t(seed), uint32_t(seed >> 32));
-  uint32_t words[4][kBlockCounters];
-  for (int group = 0; group < lanes::kGroups; group += 2) {
-    lanes::store(x[group], x[group + 1], words[0] + 4 * group);
-    lanes::store(y[group], y[group + 1], words[1] + 4 * group);
-    lanes::store(z[group], z[group + 1], words[2] + 4 * group);
-    lanes::store(w[group], w[group + 1], words[3] + 4 * group);
+  philox4x32(x, y, z, w, uint32_t(seed), uint32_t(seed >> 32));
+#pragma GCC unroll 2
+  for (int group = 0; group < kGroups; group += 2) {
+    Floats a, b, c, d;
+    normal_pair(narrow(x[group], x[group + 1]), narrow(y[group], y[group + 1]), a, b);
+    normal_pair(narrow(z[group], z[group + 1]), narrow(w[group], w[group + 1]), c, d);
+    store(a, b, c, d, noise + group / 2 * 4 * kLanes);
   }
-  float normals[4][kBlockCounters];
-  for (int pair = 0; pair < 4; pair += 2)
-    for (int i = 0; i < kBlockCounters; ++i)
-      normal_pair(words[pair][i], words[pair + 1][i], normals[pair][i], normals[pair + 1][i]);
-  for (int i = 0; i < kBlockCounters; i += 8)
-    lanes::store_transposed(lanes::load(normals[0] + i), lanes::load(normals[1] + i), lanes::load(normals[2] + i),
-                            lanes::load(normals[3] + i), noise + 4 * i);
 }
 
 }  // namespace pf
-
-#undef PF_SHUFFLE

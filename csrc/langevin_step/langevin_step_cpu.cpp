@@ -76,12 +76,20 @@ class Sums {
   bool finite_ = true;
 };
 
+// Noise keeps the core so busy that memory falls behind unless asked ahead of time. Asking past the end does no harm.
+void ask_for(const float* numbers) {
+  constexpr int kLine = 16, kAhead = 8 * kBlock;
+  for (int i = 0; i < kBlock; i += kLine) __builtin_prefetch(numbers + kAhead + i, 1);
+}
+
 PieceResult step_piece(const LangevinStep& op, const Piece& piece) {
   const int64_t row = op.row_starts[piece.row], center = op.center_starts[piece.row];
   const LangevinChain chain = langevin_chain(op, piece.row);
   float xi[kBlock], wide[kBlock];
   Sums sums;
   for (int64_t at = piece.begin; at < piece.end; at += kBlock) {
+    ask_for(op.params + row + at);
+    ask_for(static_cast<float*>(op.grads) + row + at);
     fill_noise_block(uint64_t(*op.seed), uint64_t(op.chain_ids[piece.row]), uint64_t(*op.step), uint64_t(at) / 4, xi);
     const int count = int(std::min<int64_t>(kBlock, piece.end - at));
     Block block{op.params + row + at, wide, op.center + center + at, xi, op.memory ? op.memory + row + at : nullptr, count};
