@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean check-tools
+SANITIZED := build/sanitized
+
+.PHONY: demo test sanitize bench bench-ops gpu clean check-tools
 
 demo: $(INSTALLED)
 	$(BIN)/patterning-fast demo
@@ -15,9 +17,27 @@ test: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# Peak memory at 50 and at 500 draws.
-bench: $(INSTALLED)
+# The tests of the ops on kernels that watch every address and every undefined operation. The interpreter of this
+# environment sees the packages of the other, but its own build of the library.
+sanitize: $(SANITIZED)/.installed
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	$(SANITIZED)/venv/bin/python -m pytest tests/ops -q -m "not unsanitized" -p no:cacheprovider
+
+# Every op against its limit and its peers, one table; then peak memory at 50 and at 500 draws.
+bench: bench-ops
 	$(BIN)/python -m bench.memory
+
+bench-ops: $(INSTALLED)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps devinterp
+	$(BIN)/python -m bench.ops
+
+# On a GPU machine whose python3 has torch and what builds this package, and where nothing can be fetched.
+gpu:
+	$(PYTHON) -m pip install --no-build-isolation --no-deps --config-settings=cmake.define.CUDA=ON .
+	$(PYTHON) -m pytest tests/ops tests/gpu
+	$(PYTHON) -m bench.registers
+	$(PYTHON) -m bench.ops
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
@@ -28,6 +48,15 @@ check-tools:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $$($(PYTHON) --version) is too old: install Python 3.11 or newer, or name one with make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) lacks venv: install it (on Debian: apt install python3-venv)"; exit 1; }
 	@command -v "$${CXX:-c++}" >/dev/null || { echo "error: no C++ compiler ($${CXX:-c++}): install g++ or clang++ (on Debian: apt install g++)"; exit 1; }
+
+$(SANITIZED)/.installed: $(INSTALLED)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps --upgrade \
+		--target $(SANITIZED)/site --config-settings cmake.define.SANITIZE=address,undefined \
+		--config-settings cmake.define.CUDA=OFF .
+	$(PYTHON) -m venv --without-pip $(SANITIZED)/venv
+	printf '%s\n' "$(CURDIR)/$(SANITIZED)/site" "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+		> "$$($(SANITIZED)/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/paths.pth"
+	touch $@
 
 $(INSTALLED): pyproject.toml CMakeLists.txt constraints.txt $(shell find csrc -type f) | check-tools
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

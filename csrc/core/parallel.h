@@ -1,9 +1,9 @@
 // A loop whose passes threads share. OpenMP, or plain threads where a race detector must see every synchronisation.
 #pragma once
+#include <atomic>
 #include <cstdint>
 
 #if defined(PF_PLAIN_THREADS)
-#include <atomic>
 #include <thread>
 #include <vector>
 #endif
@@ -26,6 +26,15 @@ void parallel_for(int64_t count, int threads, const Body& body) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
   for (int64_t i = 0; i < count; ++i) body(i);
 #endif
+}
+
+// The same with body(i, worker): no two passes with the same worker, below `threads`, run at once.
+template <class Body>
+void parallel_for_workers(int64_t count, int threads, const Body& body) {
+  std::atomic<int64_t> next{0};
+  parallel_for(threads, threads, [&](int64_t worker) {
+    for (int64_t i = next++; i < count; i = next++) body(i, worker);
+  });
 }
 
 }  // namespace pf

@@ -7,8 +7,13 @@
 #define PF_INLINE inline __attribute__((always_inline))
 #endif
 
-// One rounding, never a contraction the compiler chose: the same bits on every ISA.
+// One rounding, never a contraction the compiler chose: the same bits on every ISA, and on a GPU.
 namespace pf {
+#if defined(__CUDA_ARCH__)
+PF_INLINE float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+PF_INLINE double fma(double a, double b, double c) { return __fma_rn(a, b, c); }
+#else
 PF_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 PF_INLINE double fma(double a, double b, double c) { return __builtin_fma(a, b, c); }
+#endif
 }  // namespace pf

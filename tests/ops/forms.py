@@ -11,7 +11,8 @@ import torch
 from patterning_fast import _C
 from patterning_fast.ops import library
 
-FORMS = [f"cpp@{isa}" for isa in _C.build_info()["isas"]]
+ISAS = _C.build_info()["isas"]
+FORMS = [f"cpp@{isa}" for isa in ISAS]
 if library.is_built("triton") and (library.triton_interprets() or torch.cuda.is_available()):
     FORMS.append("triton")
 if library.is_built("cuda") and torch.cuda.is_available():

@@ -1,8 +1,9 @@
-"""The noise that `langevin_step` adds: standard normal, independent across chains, steps and indices."""
+"""`normal_`, the noise that `langevin_step` adds: standard normal, independent across chains, steps and indices."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,27 +13,72 @@ from torch import Tensor
 
 import patterning_fast as pf
 from patterning_fast.ops.reference.normal import noise as reference_noise
+from tests.ops.forms import FORMS, use_form
 
 ROUNDING = 2.0**-24
 LARGEST_RADIUS = math.sqrt(2 * 32 * math.log(2))
 
 
 def noise(chains: int, params: int, seed: int = 0, step: int = 0, chain_ids: Tensor | None = None) -> Tensor:
-    """The kernel's ξ, `[chains, params]`: a step from 0 with no drift and lr 1."""
-    xi, zeros = torch.zeros(chains, params), torch.zeros(chains, params)
-    pf.ops.langevin_step(
-        xi, zeros, torch.zeros(params), lr=1.0, n_beta=0.0, localization=0.0, seed=seed, step=step, chain_ids=chain_ids
-    )
-    return xi
+    """The kernel's ξ, `[chains, params]`."""
+    return pf.ops.normal_(torch.full((chains, params), torch.nan), seed=seed, step=step, chain_ids=chain_ids)
 
 
-def test_kernel_agrees_with_reference() -> None:
+PLACES = [
+    pytest.param(2**40 + 3, 2**33 + 5, 0, id="large seed and step"),
+    pytest.param(0, 2**32 - 1, 2**32 - 3, id="steps and chains about 2^32"),
+    pytest.param(2**63 - 1, 2**40 - 1, 2**40 - 8, id="the largest of all"),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("seed", "step", "first_chain"), PLACES)
+@pytest.mark.parametrize(("chains", "params"), [(8, 4099), (1, 1), (3, 67), (0, 5), (5, 0)])
+def test_agrees_with_reference(seed: int, step: int, first_chain: int, chains: int, params: int, form: str) -> None:
     # Over all 2^31 radius words and 2^31 angle words the kernel's radius is within 1.64, its sine and cosine within
     # 0.98 units of 2^-24 of the exact ones (relative, absolute); their product rounds once more.
-    xi = noise(64, 4099, seed=2**40 + 3, step=2**33 + 5).double()
-    index = torch.arange(4099)
-    exact = reference_noise(torch.tensor(2**40 + 3), torch.arange(64)[:, None], torch.tensor(2**33 + 5), index)
-    assert bool(((xi - exact).abs() <= ROUNDING * (2.7 * exact.abs() + LARGEST_RADIUS)).all())
+    chain = torch.arange(first_chain, first_chain + chains)
+    with use_form("normal_", form) as device:
+        xi = torch.full((chains, params), torch.nan, device=device)
+        pf.ops.normal_(xi, seed=seed, step=step, chain_ids=chain.to(device))
+    index = torch.arange(params)
+    exact = reference_noise(torch.tensor(seed), chain[:, None], torch.tensor(step), index)
+    assert bool(((xi.cpu().double() - exact).abs() <= ROUNDING * (2.7 * exact.abs() + LARGEST_RADIUS)).all())
+
+
+def test_it_is_the_noise_of_langevin_step() -> None:
+    w, zeros = torch.zeros(3, 1000), torch.zeros(3, 1000)
+    pf.ops.langevin_step(w, zeros, zeros, lr=1.0, n_beta=0.0, localization=0.0, seed=5, step=6)
+    assert torch.equal(w, noise(3, 1000, seed=5, step=6))
+
+
+def test_same_bits_in_every_cpp_form() -> None:
+    def bits(form: str) -> Tensor:
+        with use_form("normal_", form):
+            return noise(3, 5003, seed=9, step=2)
+
+    baseline, *others = [bits(form) for form in FORMS if form.startswith("cpp")]
+    assert all(torch.equal(baseline, other) for other in others)
+
+
+def test_opcheck() -> None:
+    arguments = (torch.zeros(2, 5), torch.arange(2), torch.tensor(0), torch.tensor(1))
+    torch.library.opcheck(torch.ops.patterning_fast.normal_.default, arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"out": torch.zeros(5)}, r"out has shape \[5\], but must have 2 dimensions"),
+        ({"out": torch.zeros(2, 5).half()}, "out is torch.float16, but must be torch.float32"),
+        ({"out": torch.zeros(5, 2).T}, "out is not contiguous"),
+        ({"chain_ids": torch.zeros(3, dtype=torch.int64)}, r"chain_ids has shape \[3\], but must have \[2\]"),
+        ({"seed": 0.5}, "seed is torch.float32, but must be torch.int64"),
+    ],
+)
+def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        pf.ops.normal_(**{"out": torch.zeros(2, 5), "seed": 0, "step": 0} | changes)
 
 
 @pytest.fixture(scope="module")

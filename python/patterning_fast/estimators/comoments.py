@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -63,6 +63,50 @@ class Comoments:
             self.observable_sum,
             self.cross,
             self.observable_square,
+        )
+
+    def merge(self, other: Comoments) -> Comoments:
+        """Totals of the draws of both, of the same groups about the same shifts.
+
+        Raises ValueError naming what differs: a shape, or a shift (see `reshift`).
+        """
+        for name, own in vars(self).items():
+            theirs = getattr(other, name)
+            if theirs.shape != own.shape:
+                raise ValueError(
+                    f"merge: {name} has shapes {list(own.shape)} and {list(theirs.shape)}; they must agree"
+                )
+        for name in ("loss_shift", "observable_shift"):
+            if not torch.equal(getattr(self, name), getattr(other, name)):
+                raise ValueError(f"merge: {name} differs; bring one to the other's with reshift first")
+        totals = {name: own + getattr(other, name) for name, own in vars(self).items() if not name.endswith("_shift")}
+        return replace(self, **totals)
+
+    def reshift(self, loss_shift: Tensor, observable_shift: Tensor) -> Comoments:
+        """The same draws about other shifts, float32 `[losses]` and `[observables]`, by exact algebra in float64.
+
+        Raises ValueError where a shift's shape or dtype is not that of the old one.
+        """
+        for name, new in (("loss_shift", loss_shift), ("observable_shift", observable_shift)):
+            old = getattr(self, name)
+            if new.shape != old.shape or new.dtype != old.dtype:
+                raise ValueError(
+                    f"reshift: {name} is {new.dtype} of shape {list(new.shape)}, "
+                    f"but must be {old.dtype} of shape {list(old.shape)}"
+                )
+        loss = loss_shift.double() - self.loss_shift.double()
+        phi = observable_shift.double() - self.observable_shift.double()
+        loss_sum = self.loss_sum - self.count[:, None] * loss
+        observable_sum = self.observable_sum - self.count[:, None] * phi
+        return Comoments(
+            loss_shift,
+            observable_shift,
+            self.count.clone(),
+            loss_sum,
+            observable_sum,
+            # Σ(φ − p)(l − d) = Σφl − p Σl − Σ(φ − p) d, and so for φφᵀ.
+            self.cross - phi[:, None] * self.loss_sum[:, None, :] - observable_sum[:, :, None] * loss,
+            self.observable_square - phi[:, None] * self.observable_sum[:, None, :] - observable_sum[:, :, None] * phi,
         )
 
     def means(self, groups: slice) -> Means:

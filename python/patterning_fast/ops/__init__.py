@@ -4,8 +4,10 @@ from patterning_fast.ops.comoments_update import comoments_update, loss_comoment
 from patterning_fast.ops.fused_draw import fused_draw
 from patterning_fast.ops.langevin_step import SGHMC, SGNHT, RMSProp, StepStatistics, langevin_step
 from patterning_fast.ops.library import use_backend
+from patterning_fast.ops.linear_cross_entropy import linear_cross_entropy, weighted_linear_cross_entropy
 from patterning_fast.ops.normal import normal_
 from patterning_fast.ops.per_sample_langevin_step import per_sample_langevin_step
+from patterning_fast.ops.weighted_cross_entropy import weighted_cross_entropy
 
 __all__ = [
     "SGHMC",
@@ -15,8 +17,11 @@ __all__ = [
     "comoments_update",
     "fused_draw",
     "langevin_step",
+    "linear_cross_entropy",
     "loss_comoments_update",
     "normal_",
     "per_sample_langevin_step",
     "use_backend",
+    "weighted_cross_entropy",
+    "weighted_linear_cross_entropy",
 ]

@@ -8,6 +8,7 @@ from torch import Tensor
 from patterning_fast import _C
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor
+from patterning_fast.ops.cuda import kernels, launch
 from patterning_fast.ops.reference import comoments_update as reference
 
 GROUPS = {1: "groups must lie in [0, groups of the totals)"}
@@ -39,17 +40,33 @@ def loss_cpp(*tensors: Tensor) -> None:
     refuse("loss_comoments_update", _C.loss_comoments_update(loss_fields(*tensors), torch.get_num_threads()))
 
 
+def cuda(*tensors: Tensor) -> None:
+    launch(kernels().comoments_update, tensors[0].device, fields(*tensors))
+
+
+def loss_cuda(*tensors: Tensor) -> None:
+    launch(kernels().loss_comoments_update, tensors[0].device, loss_fields(*tensors))
+
+
 SCHEMA = (
     "Tensor losses, Tensor observables, Tensor loss_shift, Tensor observable_shift, Tensor groups, Tensor(c!) count, "
     "Tensor(d!) loss_sum, Tensor(e!) observable_sum, Tensor(f!) cross, Tensor(g!) observable_square"
 )
 
-library.register(f"comoments_update({SCHEMA}) -> ()", reference=reference.comoments_update, cpp=cpp)
+library.register(
+    f"comoments_update({SCHEMA}) -> ()",
+    reference=reference.comoments_update,
+    cpp=cpp,
+    triton="patterning_fast.ops.triton.comoments_update:comoments_update",
+    cuda=cuda,
+)
 library.register(
     "loss_comoments_update(Tensor losses, Tensor loss_shift, Tensor groups, Tensor(a!) count, Tensor(b!) loss_sum, "
     "Tensor(c!) loss_square) -> ()",
     reference=reference.loss_comoments_update,
     cpp=loss_cpp,
+    triton="patterning_fast.ops.triton.comoments_update:loss_comoments_update",
+    cuda=loss_cuda,
 )
 
 
@@ -79,6 +96,7 @@ def comoments_update(
 
     Raises:
         TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device; a group that does not exist.
+            On a GPU the last cannot be told without a wait: the chain is left out.
     """
     tensors = checked(
         "comoments_update", losses, observables, loss_shift, observable_shift, groups, count, loss_sum, observable_sum,
@@ -132,6 +150,7 @@ def loss_comoments_update(
 
     Raises:
         TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device; a group that does not exist.
+            On a GPU the last cannot be told without a wait: the chain is left out.
     """
     op = "loss_comoments_update"
     check_dimensions(op, "losses", losses, 2)

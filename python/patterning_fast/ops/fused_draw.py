@@ -11,6 +11,7 @@ from patterning_fast.ops.comoments_update import SCHEMA as COMOMENTS_SCHEMA
 from patterning_fast.ops.comoments_update import checked as checked_comoments
 from patterning_fast.ops.comoments_update import fields as comoments_fields
 from patterning_fast.ops.comoments_update import refuse
+from patterning_fast.ops.cuda import arrivals, kernels, launch, workspace
 from patterning_fast.ops.per_sample_langevin_step import SCHEMA as STEP_SCHEMA
 from patterning_fast.ops.per_sample_langevin_step import checked as checked_step
 from patterning_fast.ops.per_sample_langevin_step import fields as step_fields
@@ -27,7 +28,20 @@ def cpp(*arguments: Tensor) -> None:
     refuse("fused_draw", _C.fused_draw(*fields(*arguments), torch.get_num_threads()))
 
 
-library.register(f"fused_draw({STEP_SCHEMA}, {COMOMENTS_SCHEMA}) -> ()", reference=reference, cpp=cpp)
+def cuda(*arguments: Tensor) -> None:
+    (step, comoments), device = fields(*arguments), arguments[0].device
+    sums = workspace(kernels().per_sample_sums(step), torch.float64, device)
+    count = arrivals(len(arguments[0]), device)
+    launch(kernels().fused_draw, device, step, comoments, sums.data_ptr(), count.data_ptr())
+
+
+library.register(
+    f"fused_draw({STEP_SCHEMA}, {COMOMENTS_SCHEMA}) -> ()",
+    reference=reference,
+    cpp=cpp,
+    triton="patterning_fast.ops.triton.fused_draw:fused_draw",
+    cuda=cuda,
+)
 
 
 def fused_draw(

@@ -11,6 +11,7 @@ from torch import Tensor
 from patterning_fast import _C
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_same_device, check_tensor, per_chain
+from patterning_fast.ops.cuda import kernels, launch, workspace
 from patterning_fast.ops.reference.langevin_step import RULES
 from patterning_fast.ops.reference.langevin_step import langevin_step as reference
 
@@ -105,6 +106,12 @@ def cpp(*arguments: Tensor) -> None:
         raise ValueError(f"langevin_step: {STATUS[status]}")
 
 
+def cuda(*arguments: Tensor) -> None:
+    numbers, device = fields(*arguments), arguments[0].device  # type: ignore[arg-type]
+    sums = workspace(kernels().langevin_step_sums(numbers), torch.float64, device)
+    launch(kernels().langevin_step, device, numbers, sums.data_ptr())
+
+
 library.register(
     "langevin_step(Tensor(a!) params, Tensor(b!) grads, Tensor center, Tensor row_starts, Tensor center_starts, "
     "Tensor lr, Tensor n_beta, Tensor localization, Tensor noise_scale, Tensor chain_ids, Tensor seed, Tensor step, "
@@ -112,6 +119,8 @@ library.register(
     "Tensor(f!)? statistics) -> ()",
     reference=reference,
     cpp=cpp,
+    triton="patterning_fast.ops.triton.langevin_step:langevin_step",
+    cuda=cuda,
 )
 
 
@@ -155,6 +164,7 @@ def langevin_step(
 
     Raises:
         TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device; rows out of range.
+            On a GPU the last cannot be told without a wait: the chain stays where it is, not finite in the statistics.
     """
     op, device = "langevin_step", params.device
     if params.dim() == 2:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
+import pkgutil
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -17,12 +19,15 @@ BACKENDS = ("cuda", "triton", "cpp", "reference")
 
 Form = Callable[..., None]
 
-_forms: dict[str, dict[str, Form]] = {}
+_forms: dict[str, dict[str, Form | str]] = {}
 _wanted: str | None = None
 
 
-def register(schema: str, **forms: Form) -> None:
-    """Define the op of `schema` with its forms by backend; every op works in place and returns nothing."""
+def register(schema: str, **forms: Form | str) -> None:
+    """Define the op of `schema` with its forms by backend; every op works in place and returns nothing.
+
+    A form named "module:function" is imported when it first runs.
+    """
     name = schema.partition("(")[0]
     _forms[name] = forms
     LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
@@ -49,6 +54,7 @@ def backends(op: str, device_type: str) -> list[str]:
     return [name for name in possible if name in _forms[op] and is_built(name)] + ["reference"]
 
 
+@functools.cache
 def is_built(backend: str) -> bool:
     """Whether a backend's modules are there."""
     module = {"cuda": "patterning_fast._C_cuda", "triton": "triton"}.get(backend)
@@ -79,7 +85,11 @@ def run(op: str, *arguments: Any) -> None:
     """Run an op on its first tensor's device. Only the reference works in float64."""
     first: Tensor = arguments[0]
     chosen = "reference" if first.dtype == torch.float64 else backend_of(op, first.device)
-    _forms[op][chosen](*arguments)
+    form = _forms[op][chosen]
+    if isinstance(form, str):
+        form = _forms[op][chosen] = pkgutil.resolve_name(form)
+    with torch.cuda.device_of(first):  # where kernels are launched
+        form(*arguments)
 
 
 class use_backend:

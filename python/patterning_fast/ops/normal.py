@@ -8,6 +8,7 @@ from torch import Tensor
 from patterning_fast import _C
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor
+from patterning_fast.ops.cuda import kernels, launch
 from patterning_fast.ops.reference.normal import normal_ as reference
 
 
@@ -20,8 +21,16 @@ def cpp(*tensors: Tensor) -> None:
     _C.normal(fields(*tensors), torch.get_num_threads())
 
 
+def cuda(*tensors: Tensor) -> None:
+    launch(kernels().normal, tensors[0].device, fields(*tensors))
+
+
 library.register(
-    "normal_(Tensor(a!) out, Tensor chain_ids, Tensor seed, Tensor step) -> ()", reference=reference, cpp=cpp
+    "normal_(Tensor(a!) out, Tensor chain_ids, Tensor seed, Tensor step) -> ()",
+    reference=reference,
+    cpp=cpp,
+    triton="patterning_fast.ops.triton.normal:normal_",
+    cuda=cuda,
 )
 
 

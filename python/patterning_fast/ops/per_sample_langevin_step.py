@@ -8,6 +8,7 @@ from torch import Tensor
 from patterning_fast import _C
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor, per_chain
+from patterning_fast.ops.cuda import arrivals, kernels, launch, workspace
 from patterning_fast.ops.reference.per_sample_langevin_step import per_sample_langevin_step as reference
 
 
@@ -39,13 +40,26 @@ def cpp(*arguments: Tensor) -> None:
     _C.per_sample_langevin_step(fields(*arguments), torch.get_num_threads())  # type: ignore[arg-type]
 
 
+def cuda(*arguments: Tensor) -> None:
+    numbers, device = fields(*arguments), arguments[0].device  # type: ignore[arg-type]
+    sums = workspace(kernels().per_sample_sums(numbers), torch.float64, device)
+    count = arrivals(len(arguments[0]), device)
+    launch(kernels().per_sample_langevin_step, device, numbers, sums.data_ptr(), count.data_ptr())
+
+
 SCHEMA = (
     "Tensor(a!) params, Tensor grads, Tensor? sample_weights, Tensor center, Tensor lr, Tensor n_beta, "
     "Tensor localization, Tensor noise_scale, Tensor chain_ids, Tensor seed, Tensor step, float sampled_fraction, "
     "Tensor(b!) gradient_noise_scale"
 )
 
-library.register(f"per_sample_langevin_step({SCHEMA}) -> ()", reference=reference, cpp=cpp)
+library.register(
+    f"per_sample_langevin_step({SCHEMA}) -> ()",
+    reference=reference,
+    cpp=cpp,
+    triton="patterning_fast.ops.triton.per_sample_langevin_step:per_sample_langevin_step",
+    cuda=cuda,
+)
 
 
 def per_sample_langevin_step(

@@ -17,12 +17,14 @@ def weighted_cross_entropy(
     """The contract is that of csrc's WeightedCrossEntropy: losses `[tokens]`, the gradient of Σ weights·losses."""
     kept = labels != ignore_index
     target = torch.where(kept, labels, 0)
+    if bool(((target < 0) | (target >= logits.shape[-1])).any()):
+        raise ValueError("labels must lie in [0, vocabulary) or be ignore_index")
     log_p = logits.double().log_softmax(-1)
     losses.copy_(torch.where(kept, -log_p.gather(-1, target[:, None]).squeeze(-1), 0.0))
     if grad_logits is not None:
-        scale = kept.double() if weights is None else torch.where(kept, weights.double(), 0.0)
+        scale = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
         one_hot = torch.zeros_like(log_p).scatter_(-1, target[:, None], 1.0)
-        grad_logits.copy_(scale[:, None] * (log_p.exp() - one_hot))
+        grad_logits.copy_(torch.where(kept[:, None], scale[:, None] * (log_p.exp() - one_hot), 0.0))
 
 
 def linear_cross_entropy(

@@ -1,0 +1,318 @@
+"""The CUDA forms where only a GPU can tell: the bits of the C++ forms, capture, streams, no waiting, its own tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import patterning_fast as pf
+from patterning_fast.ops import library
+from patterning_fast.ops.reference.comoments_update import comoments_update, loss_comoments_update
+from patterning_fast.ops.reference.langevin_step import RULES
+from tests.ops.test_langevin_step import inputs
+
+DEVICE = torch.device("cuda")
+CPU = torch.device("cpu")
+BUILT = torch.cuda.is_available() and library.is_built("cuda")
+
+pytestmark = pytest.mark.skipif(not BUILT, reason="needs a GPU and the CUDA kernels")
+
+Arguments = dict[str, Any]
+
+
+def copied(arguments: Arguments, device: torch.device) -> Arguments:
+    return {
+        name: value.to(device, copy=True) if isinstance(value, Tensor) else value for name, value in arguments.items()
+    }
+
+
+def run(op: str, arguments: Arguments, device: torch.device) -> Arguments:
+    """Copies of the arguments after the op: in CUDA on the GPU, in C++ on the CPU."""
+    moved = copied(arguments, device)
+    with pf.ops.use_backend("cuda" if device == DEVICE else "cpp"):
+        getattr(torch.ops.patterning_fast, op)(*moved.values())
+    return copied(moved, CPU)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    integer = torch.int16 if a.dtype == torch.bfloat16 else torch.int32
+    return torch.equal(a.view(integer), b.view(integer))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1021), (2, 1024), (2, 4099), (5, 100_003)])
+def test_noise_has_the_bits_of_the_cpp_form(shape: tuple[int, int], generator: torch.Generator) -> None:
+    arguments = {
+        "out": torch.full(shape, torch.nan),
+        "chain_ids": torch.randint(2**40, shape[:1], generator=generator),
+        "seed": torch.tensor(2**62 + 12345),
+        "step": torch.tensor(2**32 + 3),
+    }
+    assert same_bits(run("normal_", arguments, DEVICE)["out"], run("normal_", arguments, CPU)["out"])
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize(
+    "lengths",
+    [[1], [0, 3, 0], [2047, 2048, 2049, 4096], [64, 64, 100_003, 5], [7] * 300],
+    ids=lambda lengths: f"{len(lengths)} rows of {lengths[:3]}",
+)
+@pytest.mark.parametrize("rule", RULES)
+def test_step_has_the_bits_of_the_cpp_form(
+    rule: str, lengths: list[int], bfloat16: bool, generator: torch.Generator
+) -> None:
+    arguments = inputs(lengths, generator, rule, bfloat16)
+    arguments["box"] = 3 * torch.rand(len(lengths), generator=generator)
+    arguments["shadow"] = torch.zeros(sum(lengths), dtype=torch.bfloat16)
+    arguments["statistics"] = torch.full((4, len(lengths)), torch.nan, dtype=torch.float64)
+    got, expected = run("langevin_step", arguments, DEVICE), run("langevin_step", arguments, CPU)
+    for name in ("params", "grads", "shadow", "memory"):
+        assert arguments[name] is None or same_bits(got[name], expected[name]), name
+    # Both add up to 256 numbers of one sign in float, then in double; of mixed sign in the third row, whose terms the
+    # first two bound.
+    magnitude = expected["statistics"].clone()
+    magnitude[2] = (magnitude[0] * magnitude[1]).sqrt()
+    assert bool(((got["statistics"] - expected["statistics"]).abs() <= 2.0**-24 * 512 * magnitude).all())
+    if rule == "sgnht":
+        assert torch.allclose(got["thermostat"], expected["thermostat"], rtol=2.0**-24 * 512, atol=0)
+
+
+def test_a_row_outside_is_not_moved(generator: torch.Generator) -> None:
+    arguments = inputs([100, 200, 300], generator)
+    arguments["center_starts"][1] = 500
+    arguments["statistics"] = torch.full((4, 3), torch.nan, dtype=torch.float64)
+    got = run("langevin_step", arguments, DEVICE)
+    assert same_bits(got["params"][100:300], arguments["params"][100:300])
+    assert not bool((got["params"][300:] == arguments["params"][300:]).all())
+    assert got["statistics"][3].tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize(("chains", "params"), [(1, 1), (3, 511), (2, 4096), (4, 0), (300, 7)])
+def test_per_sample_step_has_the_bits_of_the_cpp_form(
+    chains: int, params: int, bfloat16: bool, batch: int, generator: torch.Generator
+) -> None:
+    arguments = per_sample(chains, batch, params, generator)
+    if bfloat16:
+        arguments["grads"] = arguments["grads"].bfloat16()
+    expected = run("per_sample_langevin_step", arguments, CPU)
+    for _ in range(2):  # the counters of arrivals are 0 again
+        got = run("per_sample_langevin_step", arguments, DEVICE)
+        assert same_bits(got["params"], expected["params"])
+        scale = expected["gradient_noise_scale"]
+        finite = scale.isfinite()
+        # Sums of up to 256 floats in the C++ form; their difference, the signal, is at least a tenth of either here.
+        assert torch.allclose(got["gradient_noise_scale"][finite], scale[finite], rtol=2.0**-24 * 512 * 20, atol=0)
+        assert torch.equal(got["gradient_noise_scale"].isfinite(), finite)
+
+
+def per_sample(chains: int, batch: int, params: int, generator: torch.Generator) -> Arguments:
+    """Arguments of per_sample_langevin_step, whose gradients stand well above their noise."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "params": normal(chains, params),
+        "grads": 3 + normal(chains, batch, params),
+        "sample_weights": 0.5 + torch.rand(chains, batch, generator=generator),
+        "center": normal(1, params),
+        "lr": 0.01 * torch.rand(chains, generator=generator),
+        "n_beta": 10 * torch.rand(chains, generator=generator),
+        "localization": torch.rand(chains, generator=generator),
+        "noise_scale": torch.ones(chains),
+        "chain_ids": torch.arange(chains),
+        "seed": torch.tensor(5),
+        "step": torch.tensor(7),
+        "sampled_fraction": 0.25,
+        "gradient_noise_scale": torch.full((chains,), torch.nan, dtype=torch.float64),
+    }
+
+
+def comoments(chains: int, n: int, k: int, groups: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Arguments of comoments_update."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "losses": 3 + normal(chains, n),
+        "observables": normal(chains, k),
+        "loss_shift": 3 + 0.1 * normal(n),
+        "observable_shift": 0.1 * normal(k),
+        "groups": torch.randint(groups, (chains,), generator=generator),
+        "count": normal(groups).double(),
+        "loss_sum": normal(groups, n).double(),
+        "observable_sum": normal(groups, k).double(),
+        "cross": normal(groups, k, n).double(),
+        "observable_square": normal(groups, k, k).double(),
+    }
+
+
+def agree(got: dict[str, Tensor], before: dict[str, Tensor], reference: Callable[..., None]) -> None:
+    """Assert that totals are those of the reference."""
+    expected = {name: tensor.clone() for name, tensor in before.items()}
+    reference(**expected)
+    magnitude = {name: tensor.abs() if tensor.is_floating_point() else tensor for name, tensor in before.items()}
+    for name in {"loss", "observable"} & {name.removesuffix("_shift") for name in before}:
+        values = {"loss": "losses", "observable": "observables"}[name]
+        magnitude[values] = (before[values] - before[f"{name}_shift"]).abs()
+        magnitude[f"{name}_shift"] = torch.zeros_like(before[f"{name}_shift"])
+    reference(**magnitude)
+    for name in before:
+        # Both factors of a product are rounded, then up to 64 sums of them in float; totals in double.
+        bound = 2.0**-24 * (64 + 3) * magnitude[name]
+        assert bool(((got[name] - expected[name]).abs() <= bound).all()), name
+
+
+# Around the edges of what a block owns: 64 by 64 totals, or 128 losses of up to 8 observables; 4,096 chains at a time.
+SIZES = [
+    (1, 1, 1, 1), (0, 5, 2, 3), (5, 0, 1, 2), (5, 0, 9, 2), (7, 130, 0, 2), (300, 257, 8, 3), (70, 66, 9, 2),
+    (65, 64, 64, 1), (9, 129, 130, 2), (9000, 5, 3, 4), (9000, 3, 9, 2), (3, 5, 2, 40),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize(("chains", "n", "k", "groups"), SIZES)
+def test_comoments_agree_with_reference(
+    chains: int, n: int, k: int, groups: int, ordered: bool, generator: torch.Generator
+) -> None:
+    arguments = comoments(chains, n, k, groups, generator)
+    if ordered:  # so that a group has no chains in some of the windows
+        arguments["groups"] = arguments["groups"].sort().values
+    got = run("comoments_update", arguments, DEVICE)
+    agree(got, arguments, comoments_update)
+    again = run("comoments_update", arguments, DEVICE)
+    assert all(torch.equal(got[name], again[name]) for name in got)
+
+
+@pytest.mark.parametrize(("chains", "n", "groups"), [(1, 1, 1), (0, 5, 2), (5, 0, 2), (70, 200, 3), (9000, 65, 2)])
+def test_loss_comoments_agree_with_reference(chains: int, n: int, groups: int, generator: torch.Generator) -> None:
+    whole = comoments(chains, n, 0, groups, generator)
+    arguments = {name: whole[name] for name in ("losses", "loss_shift", "groups", "count", "loss_sum")}
+    arguments["loss_square"] = torch.randn(groups, n, n, generator=generator).double()
+    agree(run("loss_comoments_update", arguments, DEVICE), arguments, loss_comoments_update)
+
+
+def test_a_group_that_does_not_exist_is_left_out(generator: torch.Generator) -> None:
+    for k in (2, 9):
+        arguments = comoments(40, 30, k, 2, generator)
+        of_chains = ("losses", "observables", "groups")
+        kept = arguments | {name: arguments[name][8:].clone() for name in of_chains}
+        arguments["groups"][:8] = torch.tensor([-1, 2, 2**40, -(2**40), 3, -2, 5, 2])
+        got = run("comoments_update", arguments, DEVICE)
+        agree(got | {name: kept[name] for name in of_chains}, kept, comoments_update)
+
+
+@pytest.mark.parametrize("k", [3, 9])
+def test_fused_draw_is_its_parts(k: int, generator: torch.Generator) -> None:
+    step, totals = per_sample(5, 3, 2000, generator), comoments(70, 300, k, 3, generator)
+    got = run("fused_draw", step | totals, DEVICE)
+    expected = run("per_sample_langevin_step", step, DEVICE) | run("comoments_update", totals, DEVICE)
+    assert all(torch.equal(got[name], expected[name]) for name in ("params", "gradient_noise_scale", "cross", "count"))
+
+
+@pytest.mark.parametrize("label", [-1, 5, 2**40])
+def test_a_label_that_does_not_exist_makes_its_loss_nan(label: int, generator: torch.Generator) -> None:
+    logits = torch.randn(3, 5, generator=generator)
+    labels = torch.tensor([1, label, 4])
+    arguments = {
+        "logits": logits, "labels": labels, "weights": None, "ignore_index": -100, "losses": torch.zeros(3),
+        "grad_logits": torch.full((3, 5), torch.nan),
+    }  # fmt: skip
+    got = run("weighted_cross_entropy", arguments, DEVICE)
+    assert got["losses"].isnan().tolist() == [False, True, False]
+    assert torch.equal(got["grad_logits"][1], torch.zeros(5))
+    linear = {
+        "hidden": logits[None], "unembedding": torch.eye(5)[None], "labels": labels[None], "weights": None,
+        "ignore_index": -100, "losses": torch.zeros(1, 3), "grad_hidden": torch.full((1, 3, 5), torch.nan),
+        "grad_unembedding": torch.full((1, 5, 5), torch.nan),
+    }  # fmt: skip
+    got_linear = run("linear_cross_entropy", linear, DEVICE)
+    assert torch.equal(got_linear["losses"][0].nan_to_num(-1), got["losses"].nan_to_num(-1))
+    assert torch.allclose(got_linear["grad_hidden"][0], got["grad_logits"], atol=2.0**-22)
+    assert bool(got_linear["grad_unembedding"].isfinite().all())
+
+
+def bank(chains: int, params: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Parameters, a gradient for each step to be copied in, and w*, on the GPU."""
+    w = torch.linspace(-1, 1, chains * params, device=DEVICE).view(chains, params)
+    return w, w.flip(1).contiguous(), w[0] / 2
+
+
+def step_eagerly(draws: int) -> tuple[Tensor, Tensor]:
+    w, g, center = bank(3, 5003)
+    fresh = g.clone()
+    momentum, thermostat = torch.ones_like(w), torch.full((3,), 0.01, device=DEVICE)
+    for draw in range(draws):
+        g.copy_(fresh)
+        rule = pf.ops.SGNHT(momentum, thermostat)
+        pf.ops.langevin_step(w, g, center, lr=0.01, n_beta=7.0, localization=3.0, seed=9, step=draw, rule=rule)
+    return w.cpu(), thermostat.cpu()
+
+
+def test_a_captured_step_moves_on_with_its_step() -> None:
+    expected, expected_thermostat = step_eagerly(3)  # first, as it loads the kernels, which a capture must not
+    w, g, center = bank(3, 5003)
+    fresh, seed, step = g.clone(), torch.tensor(9, device=DEVICE), torch.tensor(0, device=DEVICE)
+    momentum, thermostat = torch.ones_like(w), torch.full((3,), 0.01, device=DEVICE)
+    numbers = {"lr": 0.01, "n_beta": 7.0, "localization": 3.0, "noise_scale": 1.0}
+    per_chain: Arguments = {name: torch.full((3,), value, device=DEVICE) for name, value in numbers.items()}
+    chain_ids = torch.arange(3, device=DEVICE)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        g.copy_(fresh)
+        pf.ops.langevin_step(
+            w, g, center, **per_chain, chain_ids=chain_ids, seed=seed, step=step,
+            rule=pf.ops.SGNHT(momentum, thermostat),
+        )  # fmt: skip
+        step += 1
+    for _ in range(3):
+        graph.replay()
+    assert same_bits(w.cpu(), expected)
+    assert torch.equal(thermostat.cpu(), expected_thermostat)
+
+
+def test_a_captured_draw_can_be_replayed(generator: torch.Generator) -> None:
+    arguments = per_sample(5, 3, 2000, generator) | comoments(70, 300, 3, 3, generator)
+    once = run("fused_draw", arguments, DEVICE)
+    twice = run("fused_draw", arguments | {name: once[name] for name in arguments}, DEVICE)
+    moved = copied(arguments, DEVICE)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.ops.patterning_fast.fused_draw(*moved.values())
+    for expected in (once, twice):
+        graph.replay()
+        for name in ("params", "gradient_noise_scale", "cross"):
+            assert torch.equal(moved[name].cpu(), expected[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_runs_on_the_current_stream_without_waiting(generator: torch.Generator) -> None:
+    """A stream held up by a long sleep: what runs elsewhere, or waits, would not see what is written after it."""
+    arguments = per_sample(5, 3, 2000, generator) | comoments(70, 300, 3, 3, generator)
+    expected = run("fused_draw", arguments, DEVICE)
+    moved = copied(arguments, DEVICE)
+    fresh = moved["params"].clone()
+    stream, done = torch.cuda.Stream(), torch.cuda.Event()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.ops.patterning_fast.fused_draw(*copied(moved, DEVICE).values())  # gets this stream its memory
+    moved["params"].fill_(torch.nan)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(200_000_000)
+            moved["params"].copy_(fresh)
+            torch.ops.patterning_fast.fused_draw(*moved.values())
+            done.record()
+        assert not done.query()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    assert torch.equal(moved["params"].cpu(), expected["params"])
