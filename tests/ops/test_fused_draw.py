@@ -10,7 +10,7 @@ from torch import Tensor
 
 import patterning_fast as pf
 from tests.ops import test_comoments_update, test_per_sample_langevin_step
-from tests.ops.forms import FORMS, use_form
+from tests.ops.forms import FORMS, skip_if_interpreted, use_form
 
 
 def inputs(
@@ -28,6 +28,7 @@ SIZES = [(1, 2, 1, 1, 1), (5, 3, 67, 1025, 3), (0, 3, 5, 4, 2), (4, 2, 0, 0, 0),
 def test_is_its_two_parts(
     chains: int, batch: int, params: int, n: int, k: int, form: str, generator: torch.Generator
 ) -> None:
+    skip_if_interpreted(form, chains, n)
     step, totals = inputs(chains, batch, params, n, k, generator)
     with use_form("fused_draw", form) as device:
 
@@ -49,7 +50,7 @@ def test_public_face_adds_where_the_chains_are_and_moves_them(generator: torch.G
     numbers = {name: step[name] for name in ("lr", "n_beta", "localization", "noise_scale", "chain_ids")}
     w, alone = step["params"].clone(), step["params"].clone()
     apart = {name: tensor.clone() for name, tensor in totals.items()}
-    scale = pf.ops.fused_draw(w, step["grads"], step["center"], **totals, seed=1, step=2, **numbers)
+    scale = pf.ops.fused_draw(w, step["grads"], step["center"], *totals.values(), seed=1, step=2, **numbers)
     expected = pf.ops.per_sample_langevin_step(alone, step["grads"], step["center"], seed=1, step=2, **numbers)
     pf.ops.comoments_update(**apart)
     assert torch.equal(w, alone)

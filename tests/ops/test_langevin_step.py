@@ -16,7 +16,7 @@ from patterning_fast import _C
 from patterning_fast.ops.langevin_step import SGHMC, SGNHT, RMSProp
 from patterning_fast.ops.reference.langevin_step import RULES
 from patterning_fast.ops.reference.langevin_step import langevin_step as reference
-from tests.ops.forms import FORMS, use_form
+from tests.ops.forms import FORMS, skip_if_interpreted, use_form
 
 ROUNDING = 2.0**-24
 PIECE_ROUNDING = (4096 / 16 + 3) * ROUNDING
@@ -126,8 +126,7 @@ def bounds(before: Arguments, after: Arguments) -> dict[str, Tensor]:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=lambda lengths: f"{len(lengths)} rows of {lengths[:3]}")
 def test_agrees_with_reference(lengths: list[int], rule: str, form: str, generator: torch.Generator) -> None:
-    if form == "triton" and sum(lengths) > 5000 and not torch.cuda.is_available():
-        pytest.skip("too long for Triton's interpreter")
+    skip_if_interpreted(form, len(lengths), sum(lengths))
     arguments = inputs(lengths, generator, rule, bfloat16=rule == "rmsprop")
     expected = copy(arguments)
     reference(**expected)

@@ -13,7 +13,9 @@ from torch import Tensor
 from patterning_fast.ops.reference.cross_entropy import weighted_cross_entropy as reference
 from patterning_fast.ops.weighted_cross_entropy import weighted_cross_entropy
 from tests.ops.cross_entropy import bounds
-from tests.ops.forms import FORMS, use_form
+from tests.ops.forms import FORMS, interpreted, skip_if_interpreted, use_form
+
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of Triton's interpreter, on infinities
 
 OP = "weighted_cross_entropy"
 IGNORED = -100
@@ -41,6 +43,7 @@ def inputs(tokens: int, vocabulary: int, generator: torch.Generator) -> tuple[Te
 @pytest.mark.parametrize(("tokens", "vocabulary"), SIZES)
 @pytest.mark.parametrize("form", FORMS)
 def test_form_agrees_with_reference(form: str, tokens: int, vocabulary: int, generator: torch.Generator) -> None:
+    skip_if_interpreted(form, tokens, vocabulary)
     with use_form(OP, form) as device:
         logits, labels, weights = (tensor.to(device) for tensor in inputs(tokens, vocabulary, generator))
         losses, gradient = run(logits, labels, weights)
@@ -121,7 +124,9 @@ def test_extreme_logits(form: str, row: list[float], label: int, loss: float, gr
 def test_exponential_of_every_difference(form: str) -> None:
     """Logits 0 and −x for x up to 90, a million of them: the gradient at −x is e^−x/(1 + e^−x), to a few roundings."""
     with use_form(OP, form) as device:
-        x = torch.linspace(0, 90, 1_000_003 if form != "cpp@baseline" else 10_007, device=device)
+        x = torch.linspace(
+            0, 90, 37 if interpreted(form) else 10_007 if form == "cpp@baseline" else 1_000_003, device=device
+        )
         logits = torch.stack([torch.zeros_like(x), -x], 1)
         _, gradient = run(logits, torch.zeros_like(x, dtype=torch.int64), None)
     exact = torch.sigmoid(-x.double())

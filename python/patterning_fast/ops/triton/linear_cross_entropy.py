@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from patterning_fast.ops.triton.weighted_cross_entropy import LOWEST, loss_of, scale_of, widen
+from patterning_fast.ops.triton.weighted_cross_entropy import LOWEST, gradient_of, loss_of, widen
 
 TOKENS, VOCABULARY, WIDTH = 64, 64, 32
 """A tile of logits, and the depth of its products."""
@@ -40,14 +40,14 @@ def gradient_tile(
     """Gradient of the logits `[token, word]`, 0 outside."""
     inside = token < tokens
     label = tl.load(labels + token, inside, ignore_index)
-    weight = 1.0
+    weight = tl.full(token.shape, 1.0, tl.float32)
     if weights is not None:
         weight = tl.load(weights + token, inside, 0.0)
-    scale = scale_of(label, ignore_index, vocabulary, weight)
     peak, total = tl.load(peaks + token, inside, 0.0), tl.load(totals + token, inside, 1.0)
     logits = logits_tile(hidden, token, tokens, unembedding, word, vocabulary, width, WIDTH)
     p = tl.exp(tl.where((word < vocabulary)[None, :], logits, float("-inf")) - peak[:, None]) / total[:, None]
-    return scale[:, None] * (p - (word[None, :] == label[:, None]).to(tl.float32))
+    hit = word[None, :] == label[:, None]
+    return gradient_of(label[:, None], ignore_index, vocabulary, weight[:, None], p, hit)
 
 
 @triton.jit

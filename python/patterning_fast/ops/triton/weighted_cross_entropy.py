@@ -27,10 +27,11 @@ def loss_of(label, ignore_index, vocabulary, peak, total, target):
 
 
 @triton.jit
-def scale_of(label, ignore_index, vocabulary, weight):
-    """What a token's gradient is multiplied by; 0 where it is ignored, NaN where its label does not exist."""
+def gradient_of(label, ignore_index, vocabulary, weight, p, hit):
+    """A token's gradient; 0 where it is ignored, whatever its logits, NaN where its label does not exist."""
     valid = (label >= 0) & (label < vocabulary)
-    return tl.where(label == ignore_index, 0.0, tl.where(valid, weight, float("nan")))
+    gradient = tl.where(valid, weight, float("nan")) * (p - hit.to(tl.float32))
+    return tl.where(label == ignore_index, 0.0, gradient)
 
 
 @triton.jit
@@ -52,12 +53,11 @@ def kernel(
         weight = 1.0
         if weights is not None:
             weight = tl.load(weights + token)
-        scale = scale_of(label, ignore_index, vocabulary, weight)
         for first in range(0, vocabulary, BLOCK):
             column = first + tl.arange(0, BLOCK)
             block = tl.load(logits + column, column < vocabulary, float("-inf"))
             p = tl.exp(block - peak) / total
-            gradient = scale * (p - (column == label).to(tl.float32))
+            gradient = gradient_of(label, ignore_index, vocabulary, weight, p, column == label)
             tl.store(grad_logits + token * vocabulary + column, gradient, column < vocabulary)
 
 
