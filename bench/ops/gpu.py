@@ -77,12 +77,13 @@ def langevin_rows() -> list[dict[str, object]]:
     figures = []
     for form in kernels("langevin_step"):
         share = 16 * w.numel() / seconds[form] / bandwidth
-        figures += [
-            row("langevin_step", form, size, "share of the copy bandwidth", share, COPY_BAR, seconds, is_verified[form]),
-            row("langevin_step", form, size, "faster than eager", seconds["eager"] / seconds[form], EAGER_BAR, seconds, is_verified[form]),
-            row("langevin_step", form, size, "faster than torch.compile", seconds["torch.compile"] / seconds[form],
-                COMPILED_BAR, seconds, is_verified[form]),
-        ]  # fmt: skip
+        eager, compiled_ratio = seconds["eager"] / seconds[form], seconds["torch.compile"] / seconds[form]
+        for figure, value, bar in (
+            ("share of the copy bandwidth", share, COPY_BAR),
+            ("faster than eager", eager, EAGER_BAR),
+            ("faster than torch.compile", compiled_ratio, COMPILED_BAR),
+        ):
+            figures.append(row("langevin_step", form, size, figure, value, bar, seconds, is_verified[form]))
     return figures
 
 
