@@ -22,7 +22,7 @@ test: $(INSTALLED)
 sanitize: $(SANITIZED)/.installed
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(SANITIZED)/venv/bin/python -m pytest tests/ops -q -m "not unsanitized" -p no:cacheprovider
+	$(SANITIZED)/venv/bin/python -m pytest tests/ops -q -m "not unsanitized" -k "not triton" -p no:cacheprovider
 
 # Every op against its limit and its peers, one table; then peak memory at 50 and at 500 draws.
 bench: bench-ops

@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 from bench.registers import cuobjdump, kernels
 
+pytestmark = pytest.mark.unsanitized
 PIECE = 2048
 
 
