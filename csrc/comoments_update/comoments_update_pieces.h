@@ -141,8 +141,10 @@ class Products {
         const int64_t end = std::min(begin + kBlockChains, slab.end);
         for (int row = 0; row < row_count; ++row) std::fill_n(sums[row], width, 0.0f);
         int64_t at = begin;
-        for (; at + kStripChains <= end; at += kStripChains)
+        for (; at + kStripChains <= end; at += kStripChains) {
+          ask_for_totals<row_count>(slab.group, piece, at - begin);
           add_chains<row_count, kStripChains>(at, piece.column_begin, width, sums);
+        }
         for (; at < end; ++at) add_chains<row_count, 1>(at, piece.column_begin, width, sums);
         for (int row = 0; row < row_count; ++row) {
           double* const to = totals(slab.group, row) + piece.column_begin;
@@ -151,14 +153,27 @@ class Products {
       }
   }
 
+  // The share of a block's totals that falls to the chains from `done` on: memory fetches them while those are read.
+  template <int row_count>
+  void ask_for_totals(int64_t group, const Piece& piece, int64_t done) const {
+    constexpr int64_t kShare = kStripColumns * kStripChains / kBlockChains, kLine = 8;
+    const int64_t begin = piece.column_begin + done / kStripChains * kShare;
+    for (int row = 0; row < row_count; ++row)
+      for (int64_t column = begin; column < std::min(begin + kShare, piece.column_end); column += kLine)
+        __builtin_prefetch(totals(group, row) + column, 1);
+  }
+
   // Some chains at once, so that the sums are loaded and stored once for all of them. Row 0 is 1, whose fma is a sum.
   template <int row_count, int chains>
   void add_chains(int64_t at, int64_t column, int64_t width, float (*sums)[kStripColumns]) const {
     const float* const shift = right_.shift + column;
-    const float* from[chains];
+    // Each chain's row is another page, which memory would reach too late unless asked for ahead of time.
+    const float *from[chains], *next[chains];
     float left[chains][row_count];
     for (int k = 0; k < chains; ++k) {
       from[k] = right_.values + gathering_.order[at + k].chain * right_.count + column;
+      const int64_t after = std::min(at + chains + k, gathering_.chains() - 1);
+      next[k] = right_.values + gathering_.order[after].chain * right_.count + column;
       for (int row = 0; row < row_count; ++row) left[k][row] = panel(row)[at + k].values[row % kTileRows];
     }
     int64_t j = 0;
@@ -169,6 +184,7 @@ class Products {
       for (int row = 0; row < row_count; ++row) total[row] = tile::load(sums[row] + j);
 #pragma GCC unroll 4
       for (int k = 0; k < chains; ++k) {
+        __builtin_prefetch(next[k] + j);
         const tile::Lanes value = tile::load(from[k] + j) - about;
         total[0] += value;
 #pragma GCC unroll 9

@@ -90,6 +90,18 @@ class PerSamplePieces {
       add_samples<1>(grads + sample * op_.param_count, weights ? weights + sample : nullptr, count, strip);
   }
 
+  // While noise is made memory would rest: as many of the next strip's gradients as fit that time. Asking past the end
+  // does no harm.
+  void ask_for_next(int64_t chain, int64_t at) const {
+    constexpr int kRows = 6;
+    const int64_t size = op_.grads_are_bfloat16 ? 2 : 4;
+    const char* const next = static_cast<const char*>(op_.grads) +
+                             (chain * op_.batch * op_.param_count + at + kStrip) * size;
+    for (int64_t row = 0; row < std::min<int64_t>(kRows, op_.batch); ++row)
+      for (int64_t byte = 0; byte < kBlock * size; byte += 64)
+        __builtin_prefetch(next + row * op_.param_count * size + byte);
+  }
+
   void step(int64_t chain, int64_t at, int count, const Strip& strip, Sums& sums) const {
     const PerSampleChain constants = per_sample_chain(op_, chain);
     float* const params = op_.params + chain * op_.param_count + at;
@@ -99,6 +111,7 @@ class PerSamplePieces {
     std::fill_n(one, kBlock, 1.0f);
     for (int begin = 0; begin < count; begin += kBlock) {
       const int block = std::min<int>(kBlock, count - begin);
+      ask_for_next(chain, at + begin);
       fill_noise_block(seed, chain_id, now, uint64_t(at + begin) / 4, xi);
       for (int i = 0; i < block; ++i) {
         const int k = begin + i;
