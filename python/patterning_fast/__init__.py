@@ -5,6 +5,7 @@ import torch  # noqa: F401  loaded first, so that the kernels share its OpenMP t
 from patterning_fast import ops
 from patterning_fast.engine.sample import ChainDivergedError, sample
 from patterning_fast.estimators.statistics import Statistics
+from patterning_fast.ops.library import use_backend
 from patterning_fast.patterning.inversion import Plan, invert
 from patterning_fast.patterning.modes import Mode, Modes, modes
 from patterning_fast.patterning.verification import verify
@@ -32,6 +33,7 @@ __all__ = [
     "ops",
     "sample",
     "train",
+    "use_backend",
     "verify",
     "weighted_loss",
 ]

@@ -12,6 +12,7 @@ import torch
 
 from patterning_fast import _C
 from patterning_fast.ops import library
+from patterning_fast.ops.cuda import kernels
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,6 +54,8 @@ def doctor() -> str:
         f"cpu kernels      {build['isa']} in use; {', '.join(build['isas'])} can run here "
         "(force one with PATTERNING_FAST_ISA)",
         f"built with       {build['compiler']}, OpenMP {build['openmp']}",
+        f"cuda kernels     {cuda_kernels()}",
+        f"triton           {version('triton') if library.is_built('triton') else 'not installed'}",
     ]
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
@@ -60,8 +63,18 @@ def doctor() -> str:
     for device in devices:
         name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
         lines += [f"device           {device} ({name})"]
-        lines += [f"  {op:<18} {library.backend_of(op, device)}" for op in library.ops()]
+        for op in sorted(library.ops()):
+            others = [form for form in library.backends(op, device.type) if form != library.backend_of(op, device)]
+            lines.append(f"  {op:<26} {library.backend_of(op, device):<10} (or {', '.join(others)})")
     return "\n".join(lines)
+
+
+def cuda_kernels() -> str:
+    """What the CUDA kernels were built for, if they were."""
+    if not library.is_built("cuda"):
+        return "not built: nvcc was not found"
+    build = kernels().build_info()
+    return f"for {', '.join(build['architectures'])}, nvcc {build['nvcc']}"
 
 
 if __name__ == "__main__":
