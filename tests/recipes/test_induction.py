@@ -89,6 +89,8 @@ def test_ctrl_c_leaves_nothing_behind(stage: str, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        # Shells start what runs in the background deaf to Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert isinstance(process.stderr, io.BufferedReader)
     seen = b""
