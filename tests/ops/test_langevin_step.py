@@ -178,15 +178,16 @@ def test_statistics_box_and_shadow(lengths: list[int], form: str, generator: tor
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 def test_statistics_tell_which_chain_is_no_longer_finite(broken: float, form: str, generator: torch.Generator) -> None:
-    arguments = inputs([70, 70, 70], generator) | {
-        "statistics": torch.empty(4, 3, dtype=torch.float64),
-        "box": torch.full((3,), torch.inf),
+    lengths = [70] * 4
+    arguments = inputs(lengths, generator) | {
+        "statistics": torch.empty(4, 4, dtype=torch.float64),
+        "box": torch.full((4,), torch.inf),
     }
-    arguments["grads"][70 + 66] = broken
-    alone = run(form, inputs([70, 70, 70], generator.manual_seed(20261121)))
+    arguments["grads"][[70 + 3, 140 + 66]] = broken  # in the first block of a row, and in the last
+    alone = run(form, inputs(lengths, generator.manual_seed(20261121)))
     got = run(form, arguments)
-    assert got["statistics"][3].tolist() == [1.0, 0.0, 1.0]
-    for healthy in (slice(0, 70), slice(140, 210)):
+    assert got["statistics"][3].tolist() == [1.0, 0.0, 0.0, 1.0]
+    for healthy in (slice(0, 70), slice(210, 280)):
         assert torch.equal(got["params"][healthy], alone["params"][healthy])
 
 
