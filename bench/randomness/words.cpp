@@ -1,4 +1,5 @@
-// The random words of the library, as noise draws them, to standard output: for dieharder -g 200.
+// The random words of the library, as noise draws them, to standard output:
+//   c++ -O3 -std=c++17 -Icsrc bench/randomness/words.cpp -o words && ./words | dieharder -a -g 200 -k 2
 // Neighbouring places follow one another: all indices of a chain, all chains of a step, then the next step.
 #include <cstdio>
 #include <vector>
