@@ -3,8 +3,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/cross_entropy.h"
 #include "core/exp.h"
-#include "core/normal.h"
 
 namespace pf::PF_ISA {
 
@@ -46,12 +46,7 @@ struct LogSumExp {
     sum = sum * double(exp(before - shifted_by)) + double(sums[0]);
   }
 
-  float cross_entropy(float label_logit) const {
-    const float rounded = float(sum);
-    // log takes no NaN: the remainder, besides what it adds, is NaN where the sum is.
-    const double log_sum = double(log(rounded)) + (sum - double(rounded)) / sum;
-    return float(double(max) - double(label_logit) + log_sum);
-  }
+  float cross_entropy(float label_logit) const { return pf::cross_entropy(max, sum, label_logit); }
 
   // That of weight * cross_entropy, for all logits added; `to` may be `logits`.
   void gradient(const float* logits, int64_t count, int64_t label, float weight, float* to) const {
@@ -60,5 +55,11 @@ struct LogSumExp {
     to[label] -= weight;
   }
 };
+
+inline bool labels_exist(const int64_t* labels, int64_t count, int64_t vocabulary, int64_t ignore_index) {
+  for (int64_t i = 0; i < count; ++i)
+    if (labels[i] != ignore_index && (labels[i] < 0 || labels[i] >= vocabulary)) return false;
+  return true;
+}
 
 }  // namespace pf::PF_ISA

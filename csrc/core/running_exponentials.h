@@ -3,8 +3,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "core/cross_entropy.h"
 #include "core/exp.h"
-#include "core/normal.h"
 #include "core/platform.h"
 
 namespace pf {
@@ -39,11 +39,7 @@ struct RunningExponentials {
     sum += other.sum;
   }
 
-  PF_INLINE float cross_entropy(float label_logit) const {
-    const float rounded = float(sum);
-    const double log_sum = double(log(rounded)) + (sum - double(rounded)) / sum;
-    return float(double(max) - double(label_logit) + log_sum);
-  }
+  PF_INLINE float cross_entropy(float label_logit) const { return pf::cross_entropy(max, sum, label_logit); }
 
   // What the exponentials of a token are multiplied by in the gradient of weight * cross_entropy.
   PF_INLINE float gradient_scale(float weight) const { return float(double(weight) / sum); }

@@ -161,7 +161,7 @@ LangevinStepStatus langevin_step(const LangevinStep& op, int threads) {
   std::vector<PieceResult> results(pieces.size());
   parallel_for(int64_t(pieces.size()), threads,
                [&](int64_t i) { results[size_t(i)] = step_piece(op, pieces[size_t(i)]); });
-  finish(op, pieces, results);
+  if (op.statistics || op.thermostat) finish(op, pieces, results);
   return status;
 }
 

@@ -110,9 +110,7 @@ class Chunks {
 
 CrossEntropyStatus linear_cross_entropy(const LinearCrossEntropy& op, int threads) {
   const int64_t tokens = op.chains * op.tokens, unembedding = op.vocabulary * op.width;
-  for (int64_t i = 0; i < tokens; ++i)
-    if (op.labels[i] != op.ignore_index && (op.labels[i] < 0 || op.labels[i] >= op.vocabulary))
-      return CrossEntropyStatus::bad_labels;
+  if (!labels_exist(op.labels, tokens, op.vocabulary, op.ignore_index)) return CrossEntropyStatus::bad_labels;
   if (op.grad_unembedding) std::fill_n(op.grad_unembedding, op.unembeddings * unembedding, 0.0f);
   LinearCrossEntropy part = op;
   if (op.unembeddings == 1) {

@@ -30,9 +30,7 @@ void differentiate_token(const WeightedCrossEntropy& op, int64_t token) {
 }  // namespace
 
 CrossEntropyStatus weighted_cross_entropy(const WeightedCrossEntropy& op, int threads) {
-  for (int64_t token = 0; token < op.tokens; ++token)
-    if (op.labels[token] != op.ignore_index && (op.labels[token] < 0 || op.labels[token] >= op.vocabulary))
-      return CrossEntropyStatus::bad_labels;
+  if (!labels_exist(op.labels, op.tokens, op.vocabulary, op.ignore_index)) return CrossEntropyStatus::bad_labels;
   const int64_t piece = 1 + kPieceLogits / (op.vocabulary + 1);
   parallel_for((op.tokens + piece - 1) / piece, threads, [&](int64_t at) {
     for (int64_t token = at * piece; token < std::min((at + 1) * piece, op.tokens); ++token)

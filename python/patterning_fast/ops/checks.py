@@ -33,9 +33,32 @@ def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"{op}: tensors are on different devices: {devices}; move them to one")
 
 
-def per_chain(value: float | Tensor, chains: int, device: torch.device) -> Tensor:
-    """A number for every chain, float32 `[chains]`; tensors are left as they are."""
-    return value if isinstance(value, Tensor) else torch.full((chains,), float(value), device=device)
+def chain_numbers(op: str, chains: int, device: torch.device, **values: float | Tensor) -> dict[str, Tensor]:
+    """Numbers for every chain, float32 `[chains]`; raises TypeError or ValueError for tensors that are not."""
+    numbers = {
+        name: value if isinstance(value, Tensor) else torch.full((chains,), float(value), device=device)
+        for name, value in values.items()
+    }
+    for name, tensor in numbers.items():
+        check_tensor(op, name, tensor, torch.float32, (chains,))
+    return numbers
+
+
+def noise_place(
+    op: str, chains: int, device: torch.device, chain_ids: Tensor | None, seed: int | Tensor, step: int | Tensor
+) -> dict[str, Tensor]:
+    """Where the noise of a step is drawn, int64: `chain_ids` `[chains]`, by default 0, 1, ...; 0-d `seed` and `step`.
+
+    Raises TypeError or ValueError for tensors that are not.
+    """
+    place = {
+        "chain_ids": torch.arange(chains, device=device) if chain_ids is None else chain_ids,
+        "seed": torch.as_tensor(seed, device=device),
+        "step": torch.as_tensor(step, device=device),
+    }
+    for name, tensor in place.items():
+        check_tensor(op, name, tensor, torch.int64, (chains,) if name == "chain_ids" else ())
+    return place
 
 
 def address(tensor: Tensor | None) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patterning_fast import _C
 from patterning_fast.ops import library
-from patterning_fast.ops.checks import address, check_same_device, check_tensor, per_chain
+from patterning_fast.ops.checks import address, chain_numbers, check_same_device, check_tensor, noise_place
 from patterning_fast.ops.cuda import kernels, launch, workspace
 from patterning_fast.ops.reference.langevin_step import RULES
 from patterning_fast.ops.reference.langevin_step import langevin_step as reference
@@ -181,47 +181,39 @@ def langevin_step(
     else:
         chains, center_shape = center_starts.numel(), (center.numel(),)
     name, constants, state = parts(rule)
-    given = {
-        "params": params,
-        "grads": grads,
-        "center": center,
-        "row_starts": row_starts,
-        "center_starts": center_starts,
-        "lr": per_chain(lr, chains, device),
-        "n_beta": per_chain(n_beta, chains, device),
-        "localization": per_chain(localization, chains, device),
-        "noise_scale": per_chain(noise_scale, chains, device),
-        "chain_ids": torch.arange(chains, device=device) if chain_ids is None else chain_ids,
-        "seed": torch.as_tensor(seed, device=device),
-        "step": torch.as_tensor(step, device=device),
-        **state,
-        "box": None if box is None else per_chain(box, chains, device),
-        "shadow": shadow,
-    }
-    tensors = {key: tensor for key, tensor in given.items() if tensor is not None}
+    bank = {"params": params, "grads": grads, "center": center}
+    rows = {"row_starts": row_starts, "center_starts": center_starts}
+    numbers = chain_numbers(
+        op, chains, device, lr=lr, n_beta=n_beta, localization=localization, noise_scale=noise_scale
+    )  # fmt: skip
+    place = noise_place(op, chains, device, chain_ids, seed, step)
+    extras = state if box is None else state | chain_numbers(op, chains, device, box=box)
+    if shadow is not None:
+        extras = extras | {"shadow": shadow}
     real = params.dtype if params.dtype == torch.float64 else torch.float32
     shape = tuple(params.shape) if params.dim() == 2 else (params.numel(),)
-    check_tensor(op, "grads", grads, (real, torch.bfloat16), shape)
-    shapes = {"params": shape, "center": center_shape, "second_moment": shape, "momentum": shape}
-    for key in shapes.keys() & tensors.keys():
-        check_tensor(op, key, tensors[key], real, shapes[key])
-    for key in ("lr", "n_beta", "localization", "noise_scale", "thermostat", "box"):
-        if key in tensors:
-            check_tensor(op, key, tensors[key], torch.float32, (chains,))
-    places = {"row_starts": (chains + 1,), "center_starts": (chains,), "chain_ids": (chains,), "seed": (), "step": ()}
-    for key, expected in places.items():
-        check_tensor(op, key, tensors[key], torch.int64, expected)
-    if shadow is not None:
-        check_tensor(op, "shadow", shadow, torch.bfloat16, shape)
+    wanted: dict[str, tuple[torch.dtype | tuple[torch.dtype, ...], tuple[int, ...]]] = {
+        "params": (real, shape),
+        "grads": ((real, torch.bfloat16), shape),
+        "center": (real, center_shape),
+        "row_starts": (torch.int64, (chains + 1,)),
+        "center_starts": (torch.int64, (chains,)),
+        "second_moment": (real, shape),
+        "momentum": (real, shape),
+        "thermostat": (torch.float32, (chains,)),
+        "shadow": (torch.bfloat16, shape),
+    }
+    tensors = bank | rows | numbers | place | extras
+    for key in wanted.keys() & tensors.keys():
+        check_tensor(op, key, tensors[key], *wanted[key])
     check_same_device(op, tensors)
-    for key in {*shapes, "grads", "shadow"} & tensors.keys():
-        given[key] = tensors[key].view(-1)
     sums = torch.empty(4, chains, dtype=torch.float64, device=device) if statistics else None
-    first = list(given.values())[:12]
-    memory = given.get("second_moment", given.get("momentum"))
+    flat = {key: tensor.view(-1) for key, tensor in (bank | extras).items()}
     torch.ops.patterning_fast.langevin_step(
-        *first, name, constants, memory, given.get("thermostat"), given["box"], given["shadow"], sums
-    )
+        *(flat[key] for key in bank), *rows.values(), *numbers.values(), *place.values(), name, constants,
+        flat.get("second_moment", flat.get("momentum")), flat.get("thermostat"), flat.get("box"), flat.get("shadow"),
+        sums,
+    )  # fmt: skip
     return None if sums is None else StepStatistics(sums[0], sums[1], sums[2], sums[3] != 0)
 
 

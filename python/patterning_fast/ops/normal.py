@@ -7,7 +7,7 @@ from torch import Tensor
 
 from patterning_fast import _C
 from patterning_fast.ops import library
-from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor
+from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor, noise_place
 from patterning_fast.ops.cuda import kernels, launch
 from patterning_fast.ops.reference.normal import normal_ as reference
 
@@ -49,14 +49,8 @@ def normal_(out: Tensor, *, seed: int | Tensor, step: int | Tensor, chain_ids: T
     op = "normal_"
     check_dimensions(op, "out", out, 2)
     chains, device = out.shape[0], out.device
-    places = {
-        "chain_ids": torch.arange(chains, device=device) if chain_ids is None else chain_ids,
-        "seed": torch.as_tensor(seed, device=device),
-        "step": torch.as_tensor(step, device=device),
-    }
     check_tensor(op, "out", out, (torch.float32, torch.float64), tuple(out.shape))
-    for name, tensor in places.items():
-        check_tensor(op, name, tensor, torch.int64, (chains,) if name == "chain_ids" else ())
-    check_same_device(op, {"out": out, **places})
-    torch.ops.patterning_fast.normal_(out, *places.values())
+    place = noise_place(op, chains, device, chain_ids, seed, step)
+    check_same_device(op, {"out": out, **place})
+    torch.ops.patterning_fast.normal_(out, *place.values())
     return out

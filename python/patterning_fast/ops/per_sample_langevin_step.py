@@ -7,7 +7,14 @@ from torch import Tensor
 
 from patterning_fast import _C
 from patterning_fast.ops import library
-from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor, per_chain
+from patterning_fast.ops.checks import (
+    address,
+    chain_numbers,
+    check_dimensions,
+    check_same_device,
+    check_tensor,
+    noise_place,
+)
 from patterning_fast.ops.cuda import arrivals, kernels, launch, workspace
 from patterning_fast.ops.reference.per_sample_langevin_step import per_sample_langevin_step as reference
 
@@ -131,28 +138,17 @@ def checked(
         raise ValueError(f"{op}: sampled_fraction is m/n, between 0 and 1, got {sampled_fraction}")
     center = center[None] if center.dim() == 1 else center
     real = params.dtype if params.dtype == torch.float64 else torch.float32
-    numbers = {
-        "lr": per_chain(lr, chains, device),
-        "n_beta": per_chain(n_beta, chains, device),
-        "localization": per_chain(localization, chains, device),
-        "noise_scale": per_chain(noise_scale, chains, device),
-    }
-    places = {
-        "chain_ids": torch.arange(chains, device=device) if chain_ids is None else chain_ids,
-        "seed": torch.as_tensor(seed, device=device),
-        "step": torch.as_tensor(step, device=device),
-    }
+    numbers = chain_numbers(
+        op, chains, device, lr=lr, n_beta=n_beta, localization=localization, noise_scale=noise_scale
+    )  # fmt: skip
+    place = noise_place(op, chains, device, chain_ids, seed, step)
     check_tensor(op, "params", params, real, (chains, length))
     check_tensor(op, "grads", grads, (real, torch.bfloat16), (chains, batch, length))
     check_tensor(op, "center", center, real, (1 if center.shape[0] == 1 else chains, length))
-    for name, tensor in numbers.items():
-        check_tensor(op, name, tensor, torch.float32, (chains,))
-    for name, tensor in places.items():
-        check_tensor(op, name, tensor, torch.int64, (chains,) if name == "chain_ids" else ())
-    tensors = {"params": params, "grads": grads, "center": center, **numbers, **places}
+    tensors = {"params": params, "grads": grads, "center": center, **numbers, **place}
     if sample_weights is not None:
         check_tensor(op, "sample_weights", sample_weights, torch.float32, (chains, batch))
         tensors["sample_weights"] = sample_weights
     check_same_device(op, tensors)
     scale = torch.empty(chains, dtype=torch.float64, device=device)
-    return params, grads, sample_weights, center, *numbers.values(), *places.values(), sampled_fraction, scale
+    return params, grads, sample_weights, center, *numbers.values(), *place.values(), sampled_fraction, scale
