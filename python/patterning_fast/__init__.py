@@ -3,6 +3,7 @@
 import torch  # noqa: F401  loaded first, so that the kernels share its OpenMP threads
 
 from patterning_fast import ops
+from patterning_fast.engine.calibration import calibrate
 from patterning_fast.engine.sample import ChainDivergedError, sample
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.ops.library import use_backend
@@ -12,19 +13,26 @@ from patterning_fast.patterning.verification import verify
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component, attention_heads, component, layers
 from patterning_fast.posterior.local_posterior import LocalPosterior
+from patterning_fast.samplers.rmsprop_sgld import RMSPropSGLD
+from patterning_fast.samplers.sghmc import SGHMC
 from patterning_fast.samplers.sgld import SGLD
+from patterning_fast.samplers.sgnht import SGNHT
 from patterning_fast.training.train import train, weighted_loss
 
 __all__ = [
+    "SGHMC",
     "SGLD",
+    "SGNHT",
     "ChainDivergedError",
     "Component",
     "LocalPosterior",
     "Mode",
     "Modes",
     "Plan",
+    "RMSPropSGLD",
     "Statistics",
     "attention_heads",
+    "calibrate",
     "component",
     "invert",
     "layers",

@@ -6,15 +6,21 @@ import pytest
 import torch
 
 import patterning_fast as pf
-from patterning_fast.chains.plan import ChainPlan, chain_plan
+from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.posterior.components import resolve_components
 from tests.models import language_model
 
 
-def plan(chains: int = 4, antithetic: bool = False, groups: int | None = None, names: int = 4) -> ChainPlan:
+def plan(
+    chains: int = 4,
+    antithetic: bool = False,
+    groups: int | None = None,
+    names: int = 4,
+    settings: tuple[Setting, ...] = (Setting(1e-3, 10.0, 100.0),),
+) -> ChainPlan:
     model = language_model()
     some = dict(list(pf.attention_heads(model).items())[:names])
-    return chain_plan(resolve_components(model, some), chains, antithetic, groups)
+    return chain_plan(resolve_components(model, some), chains, antithetic, groups, settings)
 
 
 def test_every_chain_has_its_own_noise() -> None:
@@ -32,13 +38,13 @@ def test_antithetic_pairs_share_noise_with_opposite_signs_and_a_group() -> None:
     each = plan(chains=8, antithetic=True)
     assert each.chain_ids().view(-1, 2).diff().abs().max() == 0
     assert each.noise_scale().view(-1, 2).tolist() == [[1.0, -1.0]] * 20
-    assert each.row_groups().view(-1, 2).diff().abs().max() == 0
+    assert each.bundles(each.units // each.groups).view(-1, 2).diff().abs().max() == 0
     assert each.groups == 4
 
 
 def test_groups_split_chains_evenly_and_never_mix_components() -> None:
     each = plan(chains=6, groups=3)
-    assert each.row_groups()[:12].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert each.bundles(each.units // each.groups)[:12].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert plan(chains=64).groups == 16
     assert plan(chains=34).groups == 2
     assert plan(chains=17).groups == 17

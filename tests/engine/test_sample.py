@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import patterning_fast as pf
 from tests.models import CONTEXT, VOCABULARY, language_model, language_posterior, tokens
 
-SMALL: dict[str, Any] = {"chains": 2, "draws": 3, "batch_size": 4, "progress": False}
+SMALL: dict[str, Any] = {"chains": 2, "draws": 3, "batch_size": 4, "tile": 1, "progress": False}
 
 
 def run(posterior: pf.LocalPosterior | None = None, sampler: pf.SGLD | None = None, **changes: Any) -> pf.Statistics:
@@ -33,10 +33,10 @@ def test_estimates_are_labelled() -> None:
     assert (str(token["probe"].values), int(token["sample"]), int(token["position"])) == ("b", 1, 2)
     assert result["chi"].attrs["units"] == "nats^2"
     assert "up-weighting" in result.attrs["sign"]
-    assert result.attrs["sampler"] == "SGLD(lr=0.001)"
+    assert result.attrs["sampler"] == "SGLD(lr=0.001, gradient_noise_correction=False)"
     assert set(statistics.llc()) >= {"llc", "llc_error", "mu", "mu_error"}
     assert statistics.influence()["influence"].shape == (5, 5 * CONTEXT)
-    assert statistics.diagnostics()["distance"].shape == (5, 2)
+    assert statistics.diagnostics()["distance"].shape == (5, 2, 3)
     assert float(statistics.diagnostics()["distance"].min()) > 0
 
 
@@ -91,7 +91,7 @@ def test_loss_samples_are_a_fixed_subset() -> None:
 def test_zero_n_beta_ignores_the_loss() -> None:
     posterior = language_posterior(n_beta=0.0)
     one, other = run(posterior, batch_size=2), run(posterior, batch_size=7)
-    assert torch.equal(one.distances, other.distances)
+    assert torch.equal(one.traces.distance, other.traces.distance)
 
 
 def test_per_sample_losses_and_any_module() -> None:
@@ -131,7 +131,9 @@ def test_samples_whose_loss_is_not_finite_are_named() -> None:
 
 
 def test_diverging_chains_are_named_with_what_to_change() -> None:
-    with pytest.raises(pf.ChainDivergedError, match=r"chains diverged at draw \d+ \(full\[0\].*Lower lr, or raise"):
+    with pytest.raises(
+        pf.ChainDivergedError, match=r"all 2 chains have diverged by draw 1: lr·localization is 1e\+12, and must be"
+    ):
         run(language_posterior(localization=1e12), pf.SGLD(1.0), draws=20)
 
 

@@ -26,10 +26,10 @@ def test_the_model_is_copied_and_scored_without_dropout() -> None:
     x, classes = torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
     posterior = pf.LocalPosterior(model, pf.losses.cross_entropy, (x, classes), n_beta=1.0, localization=1.0)
     with torch.no_grad():
-        assert torch.equal(posterior.loss_module((x, classes)), posterior.loss_module((x, classes)))
-        before = posterior.loss_module((x, classes))
+        before = posterior.loss(posterior.model, (x, classes))
+        assert torch.equal(posterior.loss(posterior.model, (x, classes)), before)
         model.linear.weight.zero_()
-        assert torch.equal(posterior.loss_module((x, classes)), before)
+        assert torch.equal(posterior.loss(posterior.model, (x, classes)), before)
     assert model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -40,10 +40,11 @@ def test_item_count_counts_tokens() -> None:
 
 
 def test_weights_multiply_the_losses() -> None:
-    weights = torch.rand(12, CONTEXT)
-    losses, samples = torch.rand(2, CONTEXT), torch.tensor([3, 1])
-    weighted = language_posterior(weights=weights).weighted_loss(losses, samples)
-    assert torch.allclose(weighted, (weights[[3, 1]] * losses).mean())
+    weights, samples = torch.rand(12, CONTEXT), torch.tensor([3, 1])
+    posterior = language_posterior(weights=weights)
+    losses = pf.losses.next_token(posterior.model, tokens()[samples])
+    weighted = posterior.mean_loss(posterior.model, tokens()[samples], samples)
+    assert torch.allclose(weighted, (weights[[3, 1]] * losses).mean())  # default tolerances: sums of 16 float32
 
 
 def reduced(model: nn.Module, batch: object) -> Tensor:

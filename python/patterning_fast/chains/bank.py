@@ -13,70 +13,68 @@ from patterning_fast.chains.plan import ChainPlan
 class ChainBank:
     """Rows of float32 parameters, all starting at w*; a row holds only the coordinates that its component moves.
 
-    What autograd sees are views: each row's leaves lie in `params`, and their gradients accumulate in `grads`.
-    `params` and `grads` are flat `[total]`; `centers` holds each component's w* once, for all its chains.
+    What autograd sees are views. `params` and `grads` are flat `[total]`; `centers` holds each component's w* once, for all its chains.
     """
 
     def __init__(self, plan: ChainPlan, parameters: Mapping[str, Tensor]) -> None:
         self.plan = plan
-        self.base = {name: tensor.detach() for name, tensor in parameters.items()}
-        device = next(iter(self.base.values())).device
+        base = {name: tensor.detach() for name, tensor in parameters.items()}
+        device = next(iter(base.values())).device
         packed = [
             torch.cat(
                 [
-                    self.base[name].flatten() if index is None else self.base[name].flatten()[index.to(device)]
+                    base[name].flatten() if index is None else base[name].flatten()[index.to(device)]
                     for name, index in each.coordinates.items()
                 ]
             )
             for each in plan.components
         ]
+        rows_each = plan.chains * len(plan.settings)
         sizes = torch.tensor([row.numel() for row in packed])
         self.centers = torch.cat(packed)
-        self.params = torch.cat([row.repeat(plan.chains) for row in packed])
+        self.params = torch.cat([row.repeat(rows_each) for row in packed])
         self.grads = torch.zeros_like(self.params)
         zero = torch.zeros(1, dtype=torch.int64)
-        self.row_starts = torch.cat((zero, sizes.repeat_interleave(plan.chains).cumsum(0))).to(device)
+        self.row_starts = torch.cat((zero, sizes.repeat_interleave(rows_each).cumsum(0))).to(device)
         first = torch.cat((zero, sizes.cumsum(0)[:-1]))
-        self.center_starts = first.repeat_interleave(plan.chains).to(device)
-        self.indices = [
-            {name: None if index is None else index.to(device) for name, index in each.coordinates.items()}
+        self.center_starts = first.repeat_interleave(rows_each).to(device)
+        self.starts = self.row_starts.tolist()
+        self.shapes = [
+            {name: base[name].shape if index is None else index.shape for name, index in each.coordinates.items()}
             for each in plan.components
         ]
-        starts = self.row_starts.tolist()
-        self.leaves = [self.make_leaves(row, starts[row]) for row in range(plan.rows)]
 
-    def make_leaves(self, row: int, start: int) -> dict[str, Tensor]:
-        """Leaf tensors of a row, one for each parameter it moves in, as views of the bank."""
-        leaves = {}
-        for name, index in self.indices[self.plan.component(row)].items():
-            shape = self.base[name].shape if index is None else index.shape
+    def leaves(self, rows: slice) -> dict[str, Tensor]:
+        """Leaf tensors `[rows, ...]` of rows of one component, one for each parameter it moves in, as views of the bank.
+
+        What a parameter moves only in part is a vector of its moving coordinates.
+        """
+        return {name: leaf.requires_grad_() for name, leaf in self.views(self.params, rows).items()}
+
+    def views(self, flat: Tensor, rows: slice) -> dict[str, Tensor]:
+        """Views `[rows, ...]` of `params` or `grads`, by parameter, on rows of one component."""
+        here = flat[self.starts[rows.start] : self.starts[rows.stop]].view(rows.stop - rows.start, -1)
+        views, start = {}, 0
+        for name, shape in self.shapes[self.plan.component(rows.start)].items():
             stop = start + shape.numel()
-            leaf = self.params[start:stop].view(shape).requires_grad_()
-            leaf.grad = self.grads[start:stop].view(shape)
-            leaves[name] = leaf
+            views[name] = here[:, start:stop].unflatten(1, shape)
             start = stop
-        return leaves
+        return views
 
-    def parameters(self, row: int) -> dict[str, Tensor]:
-        """The model's parameters on a row: its leaves, set into w* where a component moves only part of a parameter."""
-        leaves = self.leaves[row]
-        parameters = dict(self.base)
-        for name, index in self.indices[self.plan.component(row)].items():
-            whole = leaves[name]
-            if index is not None:
-                whole = self.base[name].flatten().index_copy(0, index, whole).view(self.base[name].shape)
-            parameters[name] = whole
-        return parameters
+    def add_gradients(self, total: Tensor, leaves: dict[str, Tensor], rows: slice) -> None:
+        """Add the gradient of `total` by the leaves of some rows to the bank; nothing where it does not depend on them."""
+        if total.requires_grad:
+            grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+            for own, grad in zip(self.views(self.grads, rows).values(), grads, strict=True):
+                if grad is not None:
+                    own += grad
 
     def distances(self) -> Tensor:
         """|w − w*| of each row, `[rows]`."""
-        starts, centers = self.row_starts.tolist(), self.center_starts.tolist()
+        centers = self.center_starts.tolist()
         return torch.stack(
             [
-                (
-                    self.params[starts[row] : starts[row + 1]]
-                    - self.centers[centers[row] :][: starts[row + 1] - starts[row]]
-                ).norm()
-                for row in range(self.plan.rows)
+                (self.params[start:stop] - self.centers[center:][: stop - start]).norm()
+                for start, stop, center in zip(self.starts, self.starts[1:], centers, strict=False)
             ]
         )

@@ -1,46 +1,62 @@
-"""Losses of fixed sets of samples, at w* and on a chain's parameters."""
+"""Sets of samples whose losses are taken at every draw, with the places their losses have among all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
+from torch.func import vmap
+from torch.utils._pytree import tree_map
 
+from patterning_fast.engine.recording import recalled
+from patterning_fast.engine.suffix import Recorded, Runner, Suffix
 from patterning_fast.engine.workers import Workers
-from patterning_fast.posterior.data import sample_count, take
-from patterning_fast.posterior.local_posterior import LocalPosterior, LossModule
+from patterning_fast.posterior.data import check_data, sample_count, take, to_device
+from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch
 
-EVALUATION_BATCH = 64
+LOSS_SAMPLES = "samples of L"
+"""Name of the evaluation set that is only there for L."""
+
+EVALUATION_BATCH = 16
 """Samples per forward pass where only losses are wanted: enough to fill vectors, few enough to stay in cache."""
-
-
-def losses_on(module: LossModule, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """Losses `[batch]` or `[batch, tokens]` of a batch on the given parameters of the model."""
-    return functional_call(module, {f"model.{name}": tensor for name, tensor in parameters.items()}, (batch,))
 
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """Samples whose losses are taken at every draw, with the places their losses have among all."""
+    """Samples whose losses are taken at every draw."""
 
     name: str
     data: Batch
     columns: slice
     loss_shape: tuple[int, ...]
 
-    def losses(self, module: LossModule, parameters: Mapping[str, Tensor], out: Tensor) -> None:
-        """Write this set's losses into its columns of `out` `[losses]`."""
-        at = self.columns.start
+    def losses(
+        self,
+        posterior: LocalPosterior,
+        suffix: Suffix,
+        runner: Runner,
+        moved: Mapping[str, Tensor],
+        recorded: Recorded,
+        out: Tensor,
+    ) -> None:
+        """Write this set's losses on `moved` `[chains, ...]` into its columns of `out` `[chains, losses]`."""
+        chains, at = len(out), self.columns.start
         with torch.no_grad():
             for start in range(0, sample_count(self.data), EVALUATION_BATCH):
-                losses = losses_on(module, parameters, take(self.data, slice(start, start + EVALUATION_BATCH)))
-                out[at : at + losses.numel()] = losses.flatten()
-                at += losses.numel()
+                here = slice(start, start + EVALUATION_BATCH)
+                batch, known = take(self.data, here), recalled(recorded, suffix, here)
+
+                def one(moved: Mapping[str, Tensor], batch: Batch = batch, known: Recorded = known) -> Tensor:
+                    return runner.run(lambda model: posterior.loss(model, batch), moved, known).flatten()
+
+                losses = on_chains(one, chains, moved)
+                out[:, at : at + losses.shape[1]] = losses
+                at += losses.shape[1]
 
     def coordinates(self) -> dict[str, np.ndarray]:
         """Where each loss comes from: `probe`, `sample` and, for losses per token, `position`."""
@@ -49,10 +65,36 @@ class EvaluationSet:
         return {"probe": np.full(index.shape[1], self.name), **dict(places)}
 
 
+def on_chains(function: Callable[..., Tensor], chains: int, *arguments: Any) -> Tensor:
+    """`function` of each chain's arguments, trees of tensors with a first dimension of chains; results likewise."""
+    if chains > 1:
+        return vmap(function)(*arguments)
+    return function(*tree_map(lambda tensor: tensor.squeeze(0), arguments)).unsqueeze(0)
+
+
 def joint_coordinates(sets: list[EvaluationSet]) -> dict[str, np.ndarray]:
     """The coordinates of the losses of all sets, which must all be per sample or all per token."""
     tables = [each.coordinates() for each in sets]
     return {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+
+
+def lay_out_sets(
+    posterior: LocalPosterior, probes: Mapping[str, Batch] | None, loss_samples: int | None, seed: int
+) -> tuple[list[EvaluationSet], EvaluationSet]:
+    """The probes, and the set whose mean loss is L: one of the probes where that is the posterior's very data."""
+    device = next(posterior.model.parameters()).device
+    wanted = {"data": posterior.data} if probes is None else probes
+    for name, data in wanted.items():
+        check_data(f"probes[{name!r}]", data, posterior.model)
+    sets = {name: to_device(data, str(device)) for name, data in wanted.items()}
+    count = sample_count(posterior.data)
+    if loss_samples is None or loss_samples >= count:
+        loss_data, own = posterior.data, [name for name, data in wanted.items() if data is posterior.data]
+    else:
+        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:loss_samples].sort().values
+        loss_data, own = take(posterior.data, chosen.to(device)), []
+    laid_out = evaluation_sets(posterior, [*sets.items(), *([] if own else [(LOSS_SAMPLES, loss_data)])])
+    return laid_out[: len(sets)], laid_out[list(sets).index(own[0])] if own else laid_out[-1]
 
 
 def evaluation_sets(posterior: LocalPosterior, sets: list[tuple[str, Batch]]) -> list[EvaluationSet]:
@@ -66,11 +108,19 @@ def evaluation_sets(posterior: LocalPosterior, sets: list[tuple[str, Batch]]) ->
     return laid_out
 
 
-def losses_at_center(posterior: LocalPosterior, sets: list[EvaluationSet], pool: Workers) -> Tensor:
+def losses_at_center(posterior: LocalPosterior, sets: list[EvaluationSet], pool: Workers[Any]) -> Tensor:
     """Losses `[losses]` of all sets at w*; raises ValueError that names the samples where one is not finite."""
-    parameters = dict(posterior.model.named_parameters())
-    losses = torch.empty(sets[-1].columns.stop, device=next(iter(parameters.values())).device)
-    pool.each(lambda module, at: sets[at].losses(module, parameters, losses), range(len(sets)))
+    losses = torch.empty(sets[-1].columns.stop, device=next(posterior.model.parameters()).device)
+
+    def one(_: Any, each: EvaluationSet) -> None:
+        at = each.columns.start
+        with torch.no_grad():
+            for start in range(0, sample_count(each.data), EVALUATION_BATCH):
+                here = posterior.loss(posterior.model, take(each.data, slice(start, start + EVALUATION_BATCH)))
+                losses[at : at + here.numel()] = here.flatten()
+                at += here.numel()
+
+    pool.each(one, sets)
     for each in sets:
         broken = ~torch.isfinite(losses[each.columns]).view(sample_count(each.data), -1).all(1)
         if bool(broken.any()):

@@ -1,4 +1,4 @@
-"""Which samples a chain's gradient sees at a step: a pure function of (seed, chain id, step), like the noise."""
+"""Which samples a gradient sees at a step: a pure function of (seed, replica, step), like the noise."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 from patterning_fast.ops.reference.philox import Stream, words
 
 
-def minibatch(seed: Tensor, chain_ids: Tensor, step: Tensor, batch_size: int, samples: int) -> Tensor:
-    """Sample indices `[chains, batch_size]`, drawn uniformly with replacement (to within samples/2³²)."""
-    index = torch.arange((batch_size + 3) // 4, device=chain_ids.device)
-    drawn = words(Stream.minibatch, seed, chain_ids[:, None], step, index).flatten(1)
+def minibatch(seed: Tensor, replicas: Tensor, step: Tensor, batch_size: int, samples: int) -> Tensor:
+    """Sample indices `[replicas, batch_size]`, drawn uniformly with replacement (to within samples/2³²)."""
+    index = torch.arange((batch_size + 3) // 4, device=replicas.device)
+    drawn = words(Stream.minibatch, seed, replicas[:, None], step, index).flatten(1)
     return (drawn[:, :batch_size] * samples) >> 32

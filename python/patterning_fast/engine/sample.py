@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import torch
@@ -11,38 +13,248 @@ from torch import Tensor
 from tqdm import tqdm
 
 from patterning_fast.chains.bank import ChainBank
-from patterning_fast.chains.plan import ChainPlan, chain_plan
+from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
-    evaluation_sets,
     joint_coordinates,
+    lay_out_sets,
     losses_at_center,
-    losses_on,
+    on_chains,
 )
 from patterning_fast.engine.minibatch import minibatch
+from patterning_fast.engine.recording import Recordings, Runners, recalled, recordings
+from patterning_fast.engine.suffix import Suffix
+from patterning_fast.engine.tiles import fastest_tile
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
-from patterning_fast.estimators.statistics import ChainSeries, Statistics
+from patterning_fast.estimators.statistics import Statistics
+from patterning_fast.estimators.traces import ChainTraces
 from patterning_fast.posterior.components import Component, resolve_components
-from patterning_fast.posterior.data import check_data, sample_count, take, to_device
-from patterning_fast.posterior.local_posterior import LocalPosterior, LossModule
+from patterning_fast.posterior.data import sample_count, take
+from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch
+from patterning_fast.samplers.langevin import LangevinState, Sampler
 from patterning_fast.samplers.sgld import SGLD
 
-LOSS_SAMPLES = "samples of L"
-"""Name of the evaluation set that is only there for L."""
-
-TILE_BYTES = 64 * 2**20
+BLOCK_BYTES = 64 * 2**20
 """Losses of the chains evaluated before they are added to the totals: small beside the totals themselves."""
+
+TOTALS_BYTES = 256 * 2**20
+"""Memory up to which every chain (or antithetic pair) has totals of its own, so that a diverged one is left out alone."""
+
+DIVERGED = 100.0
+"""A chain has diverged where L(w) − L(w*) exceeds this many times 1 + |L(w*)|: no posterior of use reaches there."""
 
 
 class ChainDivergedError(RuntimeError):
-    """A chain left the finite numbers; says which, and which hyper-parameter to change."""
+    """No healthy chains are left; says which hyper-parameter to change, and how."""
+
+
+@dataclass
+class Run:
+    """Chains on their way: what `sample` holds between two draws."""
+
+    posterior: LocalPosterior
+    sampler: Sampler
+    plan: ChainPlan
+    bank: ChainBank
+    state: LangevinState
+    sets: list[EvaluationSet]
+    loss_set: EvaluationSet
+    recordings: Recordings
+    reference: Tensor
+    totals: Comoments
+    units_per_bundle: int
+    bundles: Tensor
+    """The totals that each row adds to, int64 `[rows]`; diverged rows add to the last, which nobody reads."""
+    traces: ChainTraces
+    batch_size: int
+    shared_minibatches: bool
+    tile: int = 1
+    losses: Tensor = field(init=False)
+    observables: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        row_bytes = 4 * self.reference.numel()
+        block = min(self.plan.rows, max(4 * torch.get_num_threads(), BLOCK_BYTES // row_bytes))
+        self.losses = self.reference.new_empty(block, self.reference.numel())
+        self.observables = self.reference.new_empty(block, self.totals.observable_shift.numel())
+
+    @property
+    def tracked(self) -> int:
+        """Losses whose co-moments are kept."""
+        return self.totals.loss_shift.numel()
+
+    def step(self, pool: Workers[Runners]) -> None:
+        """One step of every chain."""
+        samples = self.minibatches()
+        if isinstance(self.sampler, SGLD) and self.sampler.gradient_noise_correction:
+            self.corrected_updates(pool, samples)
+        else:
+            self.accumulate_gradients(pool, samples, range(self.plan.chains), self.tile)
+            if not self.shared_minibatches and int(self.state.step) == 0:
+                self.traces.gradient_noise = gradient_noise(self.bank)
+            self.sampler.update(self.bank, self.state)
+
+    def corrected_updates(self, pool: Workers[Runners], samples: Tensor) -> None:
+        """One step of every chain from the gradients of each sample of its minibatch."""
+
+        sampler = self.sampler
+        assert isinstance(sampler, SGLD)
+
+        def update(runners: Runners, row: int) -> None:
+            replica = row % self.plan.chains
+            here = samples[replica][:, None]
+            rows, batch = slice(row, row + 1), take(self.posterior.data, here)
+            known = self.known(runners, row // self.plan.chains, here)
+            moved = {
+                name: leaf.detach().expand(self.batch_size, *leaf.shape[1:]).requires_grad_()
+                for name, leaf in self.bank.leaves(rows).items()
+            }
+            losses = self.minibatch_losses(runners, rows, moved, here, batch, known)
+            grads = torch.autograd.grad(losses.sum(), list(moved.values()), materialize_grads=True)
+            sampler.update_row(self.bank, self.state, row, torch.cat([each.flatten(1) for each in grads], 1))
+
+        pool.each(update, [row for row in range(self.plan.rows) if not self.traces.diverged[row]])
+        self.state.step += 1
+
+    def minibatches(self) -> Tensor:
+        """Samples `[chains, batch]` of each replica's gradient: the same for all components, and for pairs."""
+        replicas = self.plan.replica_units().to(self.reference.device)
+        if self.shared_minibatches:
+            replicas = torch.zeros_like(replicas)
+        count = sample_count(self.posterior.data)
+        return minibatch(self.state.seed, replicas, self.state.step, self.batch_size, count)
+
+    def accumulate_gradients(self, pool: Workers[Runners], samples: Tensor, chains: range, tile: int) -> None:
+        """Add the gradients of some replicas' minibatch losses, in every cell, to the bank; `samples` `[chains, batch]`.
+
+        Replicas of different cells share minibatches, and what is recalled of them.
+        """
+
+        def gradients(runners: Runners, item: tuple[slice, list[int]]) -> None:
+            replicas, cells = item
+            here = samples[replicas]
+            batch, known = take(self.posterior.data, here), self.known(runners, cells[0], here)
+            for cell in cells:
+                rows = slice(cell * self.plan.chains + replicas.start, cell * self.plan.chains + replicas.stop)
+                if not all(self.traces.diverged[rows]):
+                    leaves = self.bank.leaves(rows)
+                    losses = self.minibatch_losses(runners, rows, leaves, here, batch, known)
+                    self.bank.add_gradients(losses.sum(), leaves, rows)
+
+        tiles = [slice(start, min(start + tile, chains.stop)) for start in range(chains.start, chains.stop, tile)]
+        parts = math.ceil(2 * pool.count / len(tiles))
+        pool.each(gradients, [(replicas, cells) for cells in self.cells_that_recall_alike(parts) for replicas in tiles])
+
+    def known(self, runners: Runners, cell: int, samples: Tensor) -> dict[str, Tensor]:
+        """What a cell's chains recall of their minibatches `samples` `[chains, batch]`: `[chains, batch, ...]`."""
+        suffix = self.suffix(cell)
+        if self.recordings.holds_data(suffix):
+            return recalled(self.recordings.of_data, suffix, samples)
+        batch = take(self.posterior.data, samples.flatten())
+        recorded = runners[suffix].record(lambda model: self.posterior.loss(model, batch))
+        return {key: values.unflatten(0, samples.shape) for key, values in recorded.items()}
+
+    def minibatch_losses(
+        self,
+        runners: Runners,
+        rows: slice,
+        moved: Mapping[str, Tensor],
+        samples: Tensor,
+        batch: Batch,
+        known: Mapping[str, Tensor],
+    ) -> Tensor:
+        """L_ρ `[chains]` of chains on minibatches of their own; all arguments have a first dimension of chains."""
+        runner = runners[self.suffix(rows.start // self.plan.chains)]
+
+        def loss(moved: Mapping[str, Tensor], samples: Tensor, batch: Batch, known: Mapping[str, Tensor]) -> Tensor:
+            return runner.run(lambda model: self.posterior.mean_loss(model, batch, samples), moved, known)
+
+        return on_chains(loss, len(samples), moved, samples, batch, known)
+
+    def suffix(self, cell: int) -> Suffix:
+        return self.recordings.suffixes[cell // len(self.plan.settings)]
+
+    def cells_that_recall_alike(self, parts: int) -> list[list[int]]:
+        """Lists of cells that recall the same; such lists are split into `parts`, for workers to share."""
+        together: dict[tuple[str, ...], list[int]] = {}
+        for cell in range(self.plan.cells):
+            together.setdefault(self.suffix(cell).keys, []).append(cell)
+        return [cells[part::parts] for cells in together.values() for part in range(min(parts, len(cells)))]
+
+    def draw(self, pool: Workers[Runners], draw: int) -> None:
+        """Evaluate every chain where it is, and add it to the statistics."""
+        self.traces.distance[:, draw] = self.bank.distances().cpu()
+        for start in range(0, self.plan.rows, len(self.losses)):
+            block = range(start, min(start + len(self.losses), self.plan.rows))
+            self.evaluate(pool, block)
+            now = slice(0, len(block))
+            phi = self.observables[now, 0].double().cpu()
+            self.freeze_diverged(block, phi, draw)
+            rows = slice(block.start, block.stop)
+            self.traces.phi[rows, draw] = phi.masked_fill(self.traces.diverged[rows], math.nan)
+            self.totals.update(self.losses[now, : self.tracked].contiguous(), self.observables[now], self.bundles[rows])
+
+    def evaluate(self, pool: Workers[Runners], block: range) -> None:
+        """Write the losses and observables of some rows into the top of `losses` and `observables`."""
+
+        def one(runners: Runners, rows: slice) -> None:
+            suffix = self.suffix(rows.start // self.plan.chains)
+            here = slice(rows.start - block.start, rows.stop - block.start)
+            own, moved = self.losses[here], self.bank.leaves(rows)
+            for each, recorded in zip(self.sets, self.recordings.of_sets, strict=True):
+                each.losses(self.posterior, suffix, runners[suffix], moved, recorded, own)
+            shift = own - self.reference
+            self.observables[here, 0] = shift[:, self.loss_set.columns].double().mean(1).float()
+            self.observables[here, 1:] = shift[:, : self.observables.shape[1] - 1]
+
+        tiles = self.plan.tiles(block, self.tile)
+        pool.each(one, [rows for rows in tiles if not all(self.traces.diverged[rows])])
+
+    def freeze_diverged(self, block: range, phi: Tensor, draw: int) -> None:
+        """Freeze the rows that have diverged since the last draw; nothing of their bundle counts from now on."""
+        limit = DIVERGED * (1 + abs(float(self.reference[self.loss_set.columns].mean())))
+        finite = torch.isfinite(self.losses[: len(block)].sum(1)).cpu()
+        lost = (~finite | (phi > limit)) & ~self.traces.diverged[block.start : block.stop]
+        for row in (lost.nonzero().squeeze(1) + block.start).tolist():
+            self.traces.diverged[row] = True
+            self.state.freeze(self.bank, row)
+            self.bundles[row] = self.totals.count.numel() - 1
+        if bool(self.traces.diverged.all()):
+            raise ChainDivergedError(
+                f"all {self.plan.rows} chains have diverged by draw {draw}: {advice(self.plan.settings[0])}"
+            )
+
+
+def gradient_noise(bank: ChainBank) -> Tensor:
+    """Mean square of the minibatch gradient at w*, and its variance between replicas, a coordinate: `[cells, 2]`."""
+    plan, found = bank.plan, []
+    for cell in range(plan.cells):
+        rows = slice(cell * plan.chains, (cell + 1) * plan.chains)
+        grads = bank.grads[bank.starts[rows.start] : bank.starts[rows.stop]].view(plan.chains, -1)
+        apart = grads[:: plan.chains_per_draw]
+        found.append(torch.stack((apart.mean(0).square().mean(), apart.var(0).mean())))
+    return torch.stack(found).double().cpu()
+
+
+def advice(setting: Setting) -> str:
+    """Which hyper-parameter to change where chains diverge."""
+    pull = setting.lr * setting.localization
+    if pull >= 4:
+        return (
+            f"lr·localization is {pull:.3g}, and must be below 4: lower lr below {4 / setting.localization:.2g}, "
+            "or lower localization"
+        )
+    return (
+        f"at lr={setting.lr:g} the loss gradient drives them away: lower lr (try {setting.lr / 10:.1g}), lower n_beta, "
+        "or raise localization, until lr·(n_beta·curvature + localization) is well below 4"
+    )
 
 
 def sample(
     posterior: LocalPosterior,
-    sampler: SGLD,
+    sampler: Sampler,
     *,
     components: Mapping[str, Component] | None = None,
     probes: Mapping[str, Batch] | None = None,
@@ -51,41 +263,79 @@ def sample(
     burn_in: int = 0,
     steps_between_draws: int = 1,
     batch_size: int = 16,
+    shared_minibatches: bool = False,
     antithetic: bool = False,
     groups: int | None = None,
     loss_samples: int | None = None,
     loss_kernel: bool = False,
+    tile: int | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Statistics:
     """Sample the posterior restricted to each component; stream co-moments of its observable and the probes' losses.
 
     The observable of every component is φ = L(w) − L(w*), L the mean loss over the posterior's data, unweighted.
+    A chain that diverges is frozen, reported by `diagnostics()` and left out of every estimate.
 
     Args:
-        posterior: what to sample. sampler: how, e.g. `SGLD(lr=1e-3)`.
+        posterior: what to sample. sampler: how: `SGLD(lr=1e-3)`, `RMSPropSGLD`, `SGHMC` or `SGNHT`.
         components: name to component, e.g. `attention_heads(model)`; "full" is always added.
         probes: name to samples whose losses are tracked; None tracks the posterior's data.
         chains: chains per component, all starting at w*.
         draws: draws per chain after `burn_in` draws are thrown away, `steps_between_draws` steps apart.
-        batch_size: samples of a chain's gradient, independent for each chain, drawn with replacement.
+        batch_size: samples of a chain's gradient, drawn with replacement: chain i of every component sees the same ones.
+        shared_minibatches: let all chains see the same ones. Standard errors then leave out the noise of minibatches.
         antithetic: run chains in pairs that share minibatches and have opposite noise.
         groups: independent groups of chains per component for the standard errors; None for up to 16.
         loss_samples: evaluate L on that many of the posterior's samples, the same at every draw; None for all.
         loss_kernel: also track the co-moments of every pair of probe losses (memory grows with their number squared).
-        seed: of noise, minibatches and the choice of loss_samples; the same seed gives the same numbers.
+        tile: chains of a component that are evaluated together; None to measure which number is fastest here.
+        seed: of noise, minibatches and the choice of loss_samples; the same seed and tile give the same numbers.
         progress: show a progress bar with the time left.
 
     Raises:
         TypeError, ValueError: input that cannot work, before any sampling; samples whose loss at w* is not finite.
-        ChainDivergedError: a chain's loss is no longer finite.
+        ChainDivergedError: all chains have diverged.
     """
+    setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
+    (statistics,) = sample_settings(
+        posterior, sampler, (setting,), components=components, probes=probes, chains=chains, draws=draws,
+        burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size,
+        shared_minibatches=shared_minibatches, antithetic=antithetic, groups=groups, loss_samples=loss_samples,
+        loss_kernel=loss_kernel, tile=tile, seed=seed, progress=progress,
+    )  # fmt: skip
+    return statistics
+
+
+def sample_settings(
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    settings: tuple[Setting, ...],
+    *,
+    components: Mapping[str, Component] | None,
+    probes: Mapping[str, Batch] | None,
+    chains: int,
+    draws: int,
+    burn_in: int,
+    steps_between_draws: int,
+    batch_size: int,
+    shared_minibatches: bool,
+    antithetic: bool,
+    groups: int | None,
+    loss_samples: int | None,
+    loss_kernel: bool,
+    tile: int | None,
+    seed: int,
+    progress: bool,
+) -> list[Statistics]:
+    """`sample` at several settings in one bank; the statistics of each."""
     for name, value, least in (
         ("draws", draws, 1),
         ("burn_in", burn_in, 0),
         ("steps_between_draws", steps_between_draws, 1),
         ("batch_size", batch_size, 1),
         ("loss_samples", 1 if loss_samples is None else loss_samples, 1),
+        ("tile", 1 if tile is None else tile, 1),
         ("seed", seed, 0),
     ):
         if value < least:
@@ -94,142 +344,113 @@ def sample(
         raise ValueError(
             "probes is empty: name at least one set of samples, or pass None to track the posterior's data"
         )
-    plan = chain_plan(resolve_components(posterior.model, components), chains, antithetic, groups)
-    device = next(posterior.model.parameters()).device
-    probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, seed, device)
+    plan = chain_plan(resolve_components(posterior.model, components), chains, antithetic, groups, settings)
+    probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, seed)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
-    tracked = probe_sets[-1].columns.stop
+    device = next(posterior.model.parameters()).device
     started = time.monotonic()
-    bank = ChainBank(plan, dict(posterior.model.named_parameters()))
-    state = sampler.init(bank, posterior.n_beta, posterior.localization, seed)
-    series = ChainSeries.zeros(plan.rows, draws)
-    row_groups = plan.row_groups().to(device)
-
-    with (
-        workers(posterior.loss_module, device) as pool,
-        tqdm(total=burn_in + draws, unit="draw", desc=f"sampling {plan.rows} chains", disable=not progress) as bar,
-    ):
-        reference = losses_at_center(posterior, sets, pool)
-        tile = min(plan.rows, max(torch.get_num_threads(), TILE_BYTES // (4 * reference.numel())))
-        losses = torch.empty(tile, reference.numel(), device=device)
-        observables = torch.empty(tile, 1 + tracked if loss_kernel else 1, device=device)
-        totals = Comoments.zeros(
-            len(plan.components) * plan.groups, reference[:tracked], torch.zeros_like(observables[0])
+    with workers(lambda: Runners(posterior), device) as pool:
+        run = start(
+            posterior, sampler, plan, sets, loss_set, probe_sets[-1].columns.stop, draws, batch_size,
+            shared_minibatches, loss_kernel, seed, pool,
+        )  # fmt: skip
+        run.tile = measured_tile(run, pool, device) if tile is None else tile
+        steps = (burn_in + draws) * steps_between_draws
+        with tqdm(total=steps * plan.rows, unit="step", desc=f"{plan.rows} chains", disable=not progress) as bar:
+            for draw in range(-burn_in, draws):
+                for _ in range(steps_between_draws):
+                    run.step(pool)
+                if draw >= 0:
+                    run.draw(pool, draw)
+                bar.update(steps_between_draws * plan.rows)
+    attrs = {
+        "items": posterior.item_count,
+        "sampler": repr(sampler),
+        "chains": chains,
+        "groups": plan.groups,
+        "draws": draws,
+        "burn_in": burn_in,
+        "steps_between_draws": steps_between_draws,
+        "batch_size": batch_size,
+        "shared_minibatches": int(shared_minibatches),
+        "antithetic": int(antithetic),
+        "loss_samples": sample_count(loss_set.data),
+        "weighted": int(posterior.weights is not None),
+        "seed": seed,
+        "tile": run.tile,
+        "device": str(device),
+        "seconds": time.monotonic() - started,
+        "torch": torch.__version__,
+        "patterning_fast": version("patterning_fast"),
+    }
+    return [
+        Statistics(
+            plan=plan,
+            setting=at,
+            totals=run.totals,
+            units_per_bundle=run.units_per_bundle,
+            traces=run.traces,
+            evaluated=[suffix.name for suffix in run.recordings.suffixes],
+            loss_dimension="token" if loss_set.loss_shape else "sample",
+            loss_coordinates=joint_coordinates(probe_sets),
+            loss_kernel_tracked=loss_kernel,
+            attrs={"lr": setting.lr, "n_beta": setting.n_beta, "localization": setting.localization, **attrs},
         )
-        for draw in range(-burn_in, draws):
-            for _ in range(steps_between_draws):
-                samples = minibatch(state.seed, state.chain_ids, state.step, batch_size, sample_count(posterior.data))
-                accumulate_gradients(pool, posterior, bank, samples)
-                sampler.update(bank, state)
-            for start in range(0, plan.rows if draw >= 0 else 0, tile):
-                rows = range(start, min(start + tile, plan.rows))
-                now = slice(0, len(rows))
-                observe(pool, bank, sets, loss_set, rows, reference, losses, observables)
-                check_finite(plan, rows, losses[now].sum(1), draw)
-                series.add(rows, draw, observables[now, 0].double())
-                totals.update(losses[now, :tracked].contiguous(), observables[now], row_groups[start : rows.stop])
-            bar.update()
+        for at, setting in enumerate(settings)
+    ]
 
-    return Statistics(
+
+def start(
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    plan: ChainPlan,
+    sets: list[EvaluationSet],
+    loss_set: EvaluationSet,
+    tracked: int,
+    draws: int,
+    batch_size: int,
+    shared_minibatches: bool,
+    loss_kernel: bool,
+    seed: int,
+    pool: Workers[Runners],
+) -> Run:
+    """A run with all chains at w*."""
+    reference = losses_at_center(posterior, sets, pool)
+    observables = torch.zeros(1 + tracked if loss_kernel else 1, device=reference.device)
+    units_per_group = plan.units // plan.groups
+    most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))
+    units_per_bundle = next(
+        units
+        for units in range(1, units_per_group + 1)
+        if units_per_group % units == 0 and (plan.cells * plan.units // units <= most or units == units_per_group)
+    )
+    bank = ChainBank(plan, dict(posterior.model.named_parameters()))
+    per_row = {name: plan.setting_values(name).to(reference.device) for name in ("lr", "n_beta", "localization")}
+    return Run(
+        posterior=posterior,
+        sampler=sampler,
         plan=plan,
-        totals=totals,
-        series=series,
-        distances=bank.distances(),
-        loss_dimension="token" if loss_set.loss_shape else "sample",
-        loss_coordinates=joint_coordinates(probe_sets),
-        loss_kernel_tracked=loss_kernel,
-        attrs={
-            "n_beta": posterior.n_beta,
-            "localization": posterior.localization,
-            "items": posterior.item_count,
-            "sampler": repr(sampler),
-            "chains": chains,
-            "groups": plan.groups,
-            "draws": draws,
-            "burn_in": burn_in,
-            "steps_between_draws": steps_between_draws,
-            "batch_size": batch_size,
-            "antithetic": int(antithetic),
-            "loss_samples": sample_count(loss_set.data),
-            "weighted": int(posterior.weights is not None),
-            "seed": seed,
-            "device": str(device),
-            "seconds": time.monotonic() - started,
-            "torch": torch.__version__,
-            "patterning_fast": version("patterning_fast"),
-        },
+        bank=bank,
+        state=sampler.init(bank, **per_row, seed=seed),
+        sets=sets,
+        loss_set=loss_set,
+        recordings=recordings(posterior, plan.components, [each.data for each in sets], pool),
+        reference=reference,
+        totals=Comoments.zeros(plan.cells * plan.units // units_per_bundle + 1, reference[:tracked], observables),
+        units_per_bundle=units_per_bundle,
+        bundles=plan.bundles(units_per_bundle).to(reference.device),
+        traces=ChainTraces.empty(plan, draws),
+        batch_size=batch_size,
+        shared_minibatches=shared_minibatches,
     )
 
 
-def lay_out_sets(
-    posterior: LocalPosterior,
-    probes: Mapping[str, Batch] | None,
-    loss_samples: int | None,
-    seed: int,
-    device: torch.device,
-) -> tuple[list[EvaluationSet], EvaluationSet]:
-    """The probes, and the set whose mean loss is L: one of the probes where that is the posterior's very data."""
-    wanted = {"data": posterior.data} if probes is None else probes
-    for name, data in wanted.items():
-        check_data(f"probes[{name!r}]", data, posterior.model)
-    sets = {name: to_device(data, str(device)) for name, data in wanted.items()}
-    count = sample_count(posterior.data)
-    if loss_samples is None or loss_samples >= count:
-        loss_data, own = posterior.data, [name for name, data in wanted.items() if data is posterior.data]
-    else:
-        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:loss_samples].sort().values
-        loss_data, own = take(posterior.data, chosen.to(device)), []
-    laid_out = evaluation_sets(posterior, [*sets.items(), *([] if own else [(LOSS_SAMPLES, loss_data)])])
-    return laid_out[: len(sets)], laid_out[list(sets).index(own[0])] if own else laid_out[-1]
+def measured_tile(run: Run, pool: Workers[Runners], device: torch.device) -> int:
+    """The tile with which the chains' gradients at w* take least time."""
+    samples = run.minibatches()
 
+    def gradients(tile: int) -> None:
+        run.accumulate_gradients(pool, samples, range(min(run.plan.chains, pool.count * tile)), tile)
+        run.bank.grads.zero_()
 
-def accumulate_gradients(pool: Workers, posterior: LocalPosterior, bank: ChainBank, samples: Tensor) -> None:
-    """Add the gradient of each chain's minibatch loss to the bank; `samples` is `[chains, batch]`."""
-
-    def gradient(module: LossModule, row: int) -> None:
-        losses = losses_on(module, bank.parameters(row), take(posterior.data, samples[row]))
-        loss = posterior.weighted_loss(losses, samples[row])
-        if loss.requires_grad:  # it does not where the loss ignores all that the component moves
-            loss.backward()
-
-    pool.each(gradient, range(bank.plan.rows))
-
-
-def observe(
-    pool: Workers,
-    bank: ChainBank,
-    sets: list[EvaluationSet],
-    loss_set: EvaluationSet,
-    rows: range,
-    reference: Tensor,
-    losses: Tensor,
-    observables: Tensor,
-) -> None:
-    """Write the losses of all sets on some rows of the bank, and their observables: φ, then l − l(w*) if there is room.
-
-    `losses` is `[chains, losses]`, `observables` `[chains, 1]` or `[chains, 1 + tracked]`; `rows` fill their top.
-    """
-
-    def one(module: LossModule, row: int) -> None:
-        with torch.no_grad():
-            parameters = bank.parameters(row)
-        own = losses[row - rows.start]
-        for each in sets:
-            each.losses(module, parameters, own)
-        shift = own - reference
-        observed = observables[row - rows.start]
-        observed[0] = shift[loss_set.columns].double().mean()
-        observed[1:] = shift[: len(observed) - 1]
-
-    pool.each(one, rows)
-
-
-def check_finite(plan: ChainPlan, rows: range, values: Tensor, draw: int) -> None:
-    """Raise ChainDivergedError naming the rows whose value is not finite."""
-    broken = (~torch.isfinite(values)).nonzero().squeeze(1).tolist()
-    if broken:
-        names = ", ".join(plan.row_name(rows[row]) for row in broken[:10])
-        raise ChainDivergedError(
-            f"{len(broken)} chains diverged at draw {draw} ({names}): their losses are not finite. "
-            "Lower lr, or raise localization, until lr·(n_beta·curvature + localization) is well below 4"
-        )
+    return fastest_tile(run.plan.chains // pool.count, gradients, device)

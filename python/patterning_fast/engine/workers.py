@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import torch
 
-from patterning_fast.posterior.local_posterior import LossModule
+Own = TypeVar("Own")
+Item = TypeVar("Item")
 
-Work = Callable[[LossModule, int], None]
 
+class Workers(Generic[Own]):
+    """Runs work on items, each worker with something of its own, made when it first needs it."""
 
-class Workers:
-    """Runs work on rows of a bank, each worker with a module of its own over the same weights."""
+    def __init__(self, pool: ThreadPoolExecutor, count: int, make: Callable[[], Own]) -> None:
+        self.pool, self.count, self.make, self.local = pool, count, make, threading.local()
 
-    def __init__(self, pool: ThreadPoolExecutor, local: threading.local) -> None:
-        self.pool, self.local = pool, local
-
-    def each(self, work: Work, rows: Iterable[int]) -> None:
-        """`work(module, row)` for every row; an error in one is raised here, after the others have ended."""
-        for done in [self.pool.submit(lambda row: work(self.local.module, row), row) for row in rows]:
+    def each(self, work: Callable[[Own, Item], None], items: Iterable[Item]) -> None:
+        """`work(own, item)` for every item; an error in one is raised here, after the others have ended."""
+        for done in [self.pool.submit(self.one, work, item) for item in items]:
             done.result()
+
+    def one(self, work: Callable[[Own, Item], None], item: Item) -> None:
+        if not hasattr(self.local, "own"):
+            self.local.own = self.make()
+        work(self.local.own, item)
 
 
 @contextmanager
-def one_thread_each(workers: int, begin: Callable[[], None] = lambda: None) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose workers compute on one torch thread each, after `begin()`.
+def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool whose workers compute on one torch thread each.
 
     Torch's own number is put back once all have ended: it is partly the whole process's, and would change what still
     runs.
     """
     threads = torch.get_num_threads()
-
-    def initialize() -> None:
-        torch.set_num_threads(1)
-        begin()
-
-    pool = ThreadPoolExecutor(workers, initializer=initialize)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield pool
     finally:
@@ -49,14 +48,8 @@ def one_thread_each(workers: int, begin: Callable[[], None] = lambda: None) -> I
 
 
 @contextmanager
-def workers(module: LossModule, device: torch.device) -> Iterator[Workers]:
+def workers(make: Callable[[], Own], device: torch.device) -> Iterator[Workers[Own]]:
     """As many workers as torch has threads, each computing on one; a single worker where `device` is no CPU."""
-    local = threading.local()
-    # Swapping parameters into a module is not safe across threads; sharing the tensors in it is.
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-
-    def copy_module() -> None:
-        local.module = copy.deepcopy(module, dict(shared))
-
-    with one_thread_each(torch.get_num_threads() if device.type == "cpu" else 1, copy_module) as pool:
-        yield Workers(pool, local)
+    count = torch.get_num_threads() if device.type == "cpu" else 1
+    with one_thread_each(count) as pool:
+        yield Workers(pool, count, make)

@@ -24,6 +24,10 @@ class Means(NamedTuple):
     square: Tensor
     """E[φφᵀ], `[groups, observables, observables]`."""
 
+    def of(self, group: int) -> Means:
+        """Means of one group."""
+        return Means(*(each[group] for each in self))
+
 
 @dataclass
 class Comoments:
@@ -109,7 +113,7 @@ class Comoments:
             self.observable_square - phi[:, None] * self.observable_sum[:, None, :] - observable_sum[:, :, None] * phi,
         )
 
-    def means(self, groups: slice) -> Means:
+    def means(self, groups: slice | Tensor) -> Means:
         """Means of some of the groups."""
         count = self.count[groups]
         return Means(
@@ -118,6 +122,18 @@ class Comoments:
             self.cross[groups] / count[:, None, None],
             self.observable_square[groups] / count[:, None, None],
         )
+
+    def joined(self, groups: Tensor, number: int) -> Comoments:
+        """Totals of `number` new groups, the sum of those that `groups` `[own groups]` deals to each; −1 for none."""
+        kept = groups >= 0
+        totals = {
+            name: torch.zeros(number, *own.shape[1:], dtype=own.dtype, device=own.device).index_add_(
+                0, groups[kept], own[kept]
+            )
+            for name, own in vars(self).items()
+            if not name.endswith("_shift")
+        }
+        return replace(self, **totals)
 
 
 def pseudo_values(statistic: Callable[[Means], Tensor], groups: Means) -> Tensor:
@@ -135,6 +151,17 @@ def pseudo_values(statistic: Callable[[Means], Tensor], groups: Means) -> Tensor
         return Means(*((total - tensor[group]) / (number - 1) for total, tensor in zip(totals, groups, strict=True)))
 
     return torch.stack([number * plug_in - (number - 1) * statistic(without(group)) for group in range(number)])
+
+
+def unbiased_covariance(groups: Means) -> Tensor:
+    """Cov[φ, l] `[observables, losses]` of independent groups, in which φ̄ and l̄ only meet those of other groups.
+
+    The mean of the pseudo-values of the covariance, in one pass.
+    """
+    number = len(groups.loss)
+    total = groups.observable.sum(0)[:, None] * groups.loss.sum(0)
+    own = torch.einsum("gk,gn->kn", groups.observable, groups.loss)
+    return groups.cross.mean(0) - (total - own) / (number * (number - 1))
 
 
 def mean_and_error(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,55 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xarray as xr
+from arviz_stats.base import array_stats
 from torch import Tensor
 
 from patterning_fast.chains.plan import ChainPlan
-from patterning_fast.estimators.comoments import Comoments, Means, mean_and_error, pseudo_values
+from patterning_fast.estimators.comoments import Comoments, Means, mean_and_error, pseudo_values, unbiased_covariance
+from patterning_fast.estimators.traces import ChainTraces
+from patterning_fast.posterior.components import FULL
+
+HALVES = 8
+"""Ways of splitting the groups in two over which reliabilities are averaged."""
+
+TARGET_R = 0.9
+"""Correlation with the truth that `chains_for_r_0.9` is about."""
 
 
-@dataclass
-class ChainSeries:
-    """Sums of φ and φ² of each chain over the first and the second half of its draws, float64 `[rows, 2]`."""
+class Part(NamedTuple):
+    """A part of χ: what it is called, and its value from the means of a component's and of the full chains."""
 
-    draws: int
-    total: Tensor
-    square: Tensor
-
-    @classmethod
-    def zeros(cls, rows: int, draws: int) -> ChainSeries:
-        return cls(draws, torch.zeros(rows, 2, dtype=torch.float64), torch.zeros(rows, 2, dtype=torch.float64))
-
-    def add(self, rows: range, draw: int, phi: Tensor) -> None:
-        """Add a draw of some rows; an odd number of draws leaves the middle one out."""
-        half = self.draws // 2
-        if draw < half or draw >= self.draws - half:
-            which = int(draw >= half)
-            self.total[rows.start : rows.stop, which] += phi.cpu()
-            self.square[rows.start : rows.stop, which] += phi.cpu() ** 2
-
-    def split_r_hat(self, rows: slice) -> float:
-        """Split R̂ of some rows (Gelman et al., BDA3 §11.4); NaN for fewer than 4 draws."""
-        half = self.draws // 2
-        if half < 2:
-            return float("nan")
-        means = (self.total[rows] / half).flatten()
-        within = ((self.square[rows].flatten() / half - means**2) * half / (half - 1)).mean()
-        return float((((half - 1) / half * within + means.var()) / within).sqrt())
+    name: str
+    long_name: str
+    value: Callable[[Means, Means], Tensor]
 
 
 @dataclass
 class Statistics:
-    """The streaming statistics of one call of `sample`; its methods return labelled estimates with errors."""
+    """The streaming statistics of one call of `sample`; its methods return labelled estimates with errors.
+
+    Chains that diverged are left out, with the others of their bundle where totals were too large for every chain to
+    have its own. A component with fewer than two groups of healthy chains has estimates of NaN.
+    """
 
     plan: ChainPlan
+    setting: int
+    """Index among the plan's settings of the one that this is about."""
     totals: Comoments
-    series: ChainSeries
-    distances: Tensor
+    """By bundle of chains."""
+    units_per_bundle: int
+    traces: ChainTraces
+    evaluated: list[str]
+    """How the losses of each component's chains were computed."""
     loss_dimension: str
     """What a tracked loss belongs to: "token" or "sample"."""
     loss_coordinates: dict[str, np.ndarray]
@@ -64,31 +61,73 @@ class Statistics:
     def component_names(self) -> list[str]:
         return [each.name for each in self.plan.components]
 
+    @cached_property
+    def grouped(self) -> Comoments:
+        """Totals by independent group of chains; a group that has lost all its chains counts no draws."""
+        bundles = self.plan.bundles(self.units_per_bundle)
+        groups = bundles.unique() // (self.plan.units // self.plan.groups // self.units_per_bundle)
+        groups[bundles[self.traces.diverged].unique()] = -1
+        unread = torch.full((1,), -1)  # the last totals are of diverged chains
+        groups = torch.cat((groups, unread)).to(self.totals.count.device)
+        return self.totals.joined(groups, self.plan.cells * self.plan.groups)
+
+    def groups(self, component: int) -> Tensor:
+        """The groups of a component with healthy chains, int64; none where they are fewer than two."""
+        start = (component * len(self.plan.settings) + self.setting) * self.plan.groups
+        alive = start + (self.grouped.count[start : start + self.plan.groups] > 0).nonzero().squeeze(1)
+        return alive if len(alive) > 1 else alive[:0]
+
     def by_group(self, component: int, statistic: Callable[[Means], Tensor]) -> Tensor:
-        """Pseudo-values `[groups, ...]` of a statistic of one component's chains: their mean is the estimate."""
-        groups = self.plan.groups
-        return pseudo_values(statistic, self.totals.means(slice(component * groups, (component + 1) * groups)))
+        """Pseudo-values `[healthy groups, ...]` of a statistic of one component's chains: their mean is the estimate."""
+        return pseudo_values(statistic, self.grouped.means(self.groups(component)))
+
+    def rows(self, component: int) -> slice:
+        """The rows of a component's chains."""
+        return self.plan.cell_rows(component, self.setting)
 
     def dataset(
         self, name: str, statistic: Callable[[Means], Tensor], dims: tuple[str, ...], long_name: str, units: str
     ) -> xr.Dataset:
         """A statistic of every component, with its standard error and, as `NAME_group`, its values by group."""
-        variables: dict[str, list[np.ndarray]] = {name: [], f"{name}_error": [], f"{name}_group": []}
-        for component in range(len(self.plan.components)):
-            groups = self.by_group(component, statistic)
-            value, error = mean_and_error(groups)
-            for variable, each in zip(variables, (value, error, groups.float()), strict=True):
-                variables[variable].append(each.cpu().numpy())
-        described = {name: long_name, f"{name}_error": f"standard error of {long_name}",
-                     f"{name}_group": f"jackknife values of {long_name}, by independent group of chains"}  # fmt: skip
+
+        def values(component: int) -> Tensor:
+            return self.by_group(component, statistic)
+
+        shape = tuple(statistic(self.grouped.means(slice(0, 1)).of(0)).shape)
+        return self.labelled(name, values, shape, dims, long_name, units)
+
+    def labelled(
+        self,
+        name: str,
+        values: Callable[[int], Tensor],
+        shape: tuple[int, ...],
+        dims: tuple[str, ...],
+        long_name: str,
+        units: str,
+    ) -> xr.Dataset:
+        """Estimates, errors and values by group of all components from `values(component)` `[healthy groups, ...]`."""
+        components, groups = len(self.plan.components), self.plan.groups
+        mean, error = (np.full((components, *shape), np.nan) for _ in range(2))
+        by_group = np.full((components, groups, *shape), np.nan, dtype=np.float32)
+        for component in range(components):
+            alive = self.groups(component)
+            if len(alive):
+                each = values(component)
+                mean[component], error[component] = (part.cpu().numpy() for part in mean_and_error(each))
+                by_group[component, (alive % groups).cpu().numpy()] = each.cpu().numpy()
+        described = {
+            name: (("component", *dims), mean, long_name),
+            f"{name}_error": (("component", *dims), error, f"standard error of {long_name}"),
+            f"{name}_group": (
+                ("component", "group", *dims),
+                by_group,
+                f"jackknife values of {long_name}, by independent group of chains",
+            ),
+        }
         return xr.Dataset(
             {
-                variable: (
-                    ("component", *(("group",) if variable.endswith("_group") else ()), *dims),
-                    np.stack(values),
-                    {"long_name": described[variable], "units": units},
-                )
-                for variable, values in variables.items()
+                variable: (dimensions, data, {"long_name": text, "units": units})
+                for variable, (dimensions, data, text) in described.items()
             },
             coords={"component": self.component_names}
             | ({name: (self.loss_dimension, each) for name, each in self.loss_coordinates.items()} if dims else {}),
@@ -103,19 +142,79 @@ class Statistics:
         return mean.merge(scaled)
 
     def susceptibilities(self) -> xr.Dataset:
-        """χ_C(z) = −Cov_C[φ_C, l_z − L], `chi [component, token or sample]` in nats² (arXiv:2504.18274).
+        """Susceptibilities `[component, token or sample]` in nats² (arXiv:2504.18274), in two parts and together.
 
-        χ > 0 at z: up-weighting z raises E[φ_C].
+        `chi` = −Cov_C[φ, l_z − L] is what is particular to the component C: χ > 0 at z where up-weighting z raises
+        E[φ]. `chi_drift` = E_C[φ]·(E_full[l_z − L] − E_C[l_z − L]) is what the two-chain form adds, which all
+        components share but for a factor. `chi_two_chain` is their sum, E_C[φL] − E_C[φ l_z] − E_C[φ]·E_full[L − l_z].
+
+        Each has its standard error, and `_reliability`: the correlation over tokens that two such runs would have,
+        from halves of the groups (Spearman–Brown). `chains_for_r_0.9` is how many chains of each component would give
+        `chi` a correlation of 0.9 with its true value. Both need 4 groups, and are NaN below.
         """
-        result = self.dataset(
-            "chi",
-            lambda means: variance(means) - covariance(means)[0],
-            (self.loss_dimension,),
-            "susceptibility -Cov[phi, l_z - L]",
-            "nats^2",
+        full = self.component_names.index(FULL)
+        parts = [
+            Part("chi", "susceptibility -Cov[phi, l_z - L]", lambda own, _: particular(own)),
+            Part("chi_drift", "E[phi] times the full chains' less the component's E[l_z - L]", drift),
+            Part(
+                "chi_two_chain",
+                "two-chain susceptibility: chi and chi_drift together",
+                lambda own, of_full: particular(own) + drift(own, of_full),
+            ),
+        ]
+        tracked = self.totals.loss_shift.numel()
+        dims = (self.loss_dimension,)
+        result = xr.Dataset(attrs=self.attrs)
+        for part in parts:
+
+            def values(component: int, part: Part = part) -> Tensor:
+                own, of_full = self.paired(component, full)
+                both = Means(*(torch.stack(each, 1) for each in zip(own, of_full, strict=True)))
+                return pseudo_values(lambda means: part.value(means.of(0), means.of(1)), both)
+
+            result.update(self.labelled(part.name, values, (tracked,), dims, part.long_name, "nats^2"))
+            reliability = [self.reliability(component, full, part) for component in range(len(self.plan.components))]
+            result[f"{part.name}_reliability"] = (
+                "component",
+                np.array(reliability),
+                {"long_name": f"split-half reliability of {part.long_name}", "units": "1"},
+            )
+        reliable = result["chi_reliability"].clip(1e-9, 1.0)
+        healthy = np.array(
+            [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
+        )
+        odds = TARGET_R**2 / (1 - TARGET_R**2)
+        result["chains_for_r_0.9"] = (healthy * odds * (1 - reliable) / reliable).assign_attrs(
+            long_name="chains of each component for which chi correlates 0.9 with its true value", units="chains"
         )
         result.attrs["sign"] = "chi > 0: up-weighting the token raises the posterior mean of phi = L(w) - L(w*)"
         return result
+
+    def paired(self, component: int, full: int) -> tuple[Means, Means]:
+        """Means of a component's healthy groups, and of as many of the full component's, independent of each other."""
+        own, of_full = self.groups(component), self.groups(full)
+        if not len(of_full):
+            return self.grouped.means(own), Means(*(each * torch.nan for each in self.grouped.means(own)))
+        return self.grouped.means(own), self.grouped.means(of_full[torch.arange(len(own)) % len(of_full)])
+
+    def reliability(self, component: int, full: int, part: Part) -> float:
+        """Spearman–Brown reliability of a part of χ over tokens, from halves of the groups; NaN for fewer than 4."""
+        own, of_full = self.paired(component, full)
+        number = len(own.loss)
+        if number < 4:
+            return float("nan")
+        generator = torch.Generator().manual_seed(0)
+        correlations = []
+        for _ in range(HALVES):
+            order = torch.randperm(number, generator=generator)
+            halves = [order[: number // 2], order[number // 2 : 2 * (number // 2)]]
+            values = [
+                unbiased(part.name, *(Means(*(each[half] for each in means)) for means in (own, of_full)))
+                for half in halves
+            ]
+            correlations.append(torch.corrcoef(torch.stack(values))[0, 1])
+        r = float(torch.stack(correlations).mean())
+        return 2 * r / (1 + r)
 
     def influence(self) -> xr.Dataset:
         """Bayesian influence −Cov_C[l_z, φ_C] on L, `[component, token or sample]` in nats² (arXiv:2509.26544)."""
@@ -135,21 +234,53 @@ class Statistics:
         return self.dataset("kernel", lambda means: covariance(means)[1:], dims, "loss kernel Cov[l_i, l_j]", "nats^2")
 
     def diagnostics(self) -> xr.Dataset:
-        """Health of the chains: φ of each, split R̂ of each component, and the distance travelled from w*."""
-        chains, names = self.plan.chains, self.component_names
-        shape = (len(names), chains)
-        drawn = 2 * (self.series.draws // 2)
-        mean = self.series.total.sum(1) / drawn if drawn else torch.full((self.plan.rows,), torch.nan)
-        r_hat = [self.series.split_r_hat(slice(at * chains, (at + 1) * chains)) for at in range(len(names))]
+        """Health of the chains, by component and chain.
+
+        `phi` and `distance` are the traces of L(w) − L(w*) [nats] and |w − w*|; `r_hat` and `ess` are ArviZ's
+        rank-normalised R̂ and bulk effective sample size of φ (Vehtari et al. 2021), of healthy chains with at least
+        4 draws; `diverged` says which chains were left out. `gradient_noise_scale` is the batch size at which the
+        minibatch gradient's noise equals its mean at w* (McCandlish et al. 2018), `gradient_noise` the variance that
+        minibatches add to a step over the variance injected: the sampler's temperature is too high by that share.
+        """
+        traces, names = self.traces, self.component_names
+        rows = [self.rows(at) for at in range(len(names))]
+        phi, distance, diverged = (
+            torch.stack([trace[each] for each in rows]).numpy()
+            for trace in (traces.phi, traces.distance, traces.diverged)
+        )
+        healthy = [each[~lost] for each, lost in zip(phi, diverged, strict=True)]
+        square, variance = traces.gradient_noise.view(len(names), len(self.plan.settings), 2)[:, self.setting].T.numpy()
+        lr, n_beta, batch = self.attrs["lr"], self.attrs["n_beta"], self.attrs["batch_size"]
+        # The mean over units has variance / units of noise in its square.
+        signal = np.maximum(square - variance / self.plan.units, 0.0)
+        by_chain, by_component = ("component", "chain"), ("component",)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            noise_scale = batch * variance / signal
         return xr.Dataset(
             {
-                "mean_loss_shift": (("component", "chain"), mean.view(shape).numpy()),
-                "distance": (("component", "chain"), self.distances.cpu().view(shape).numpy()),
-                "r_hat": ("component", np.array(r_hat)),
+                "phi": ((*by_chain, "draw"), phi, {"long_name": "L(w) - L(w*)", "units": "nats"}),
+                "distance": ((*by_chain, "draw"), distance, {"long_name": "|w - w*|", "units": "1"}),
+                "diverged": (by_chain, diverged, {"long_name": "frozen and left out", "units": "1"}),
+                "r_hat": (by_component, np.array([chain_statistic(array_stats.rhat, each) for each in healthy])),
+                "ess": (by_component, np.array([chain_statistic(array_stats.ess, each) for each in healthy])),
+                "gradient_noise_scale": (by_component, noise_scale, {"units": "samples"}),
+                "gradient_noise": (by_component, lr / 4 * n_beta**2 * variance, {"units": "1"}),
+                "evaluated": (
+                    by_component,
+                    np.array(self.evaluated),
+                    {"long_name": "what its chains run of the model"},
+                ),
             },
             coords={"component": names},
             attrs=self.attrs,
         )
+
+
+def chain_statistic(statistic: Callable[..., Any], traces: np.ndarray) -> float:
+    """An ArviZ statistic of traces `[chains, draws]`; NaN where there is too little of them."""
+    if len(traces) < 2 or traces.shape[1] < 4:
+        return float("nan")
+    return float(statistic(traces, chain_axis=0, draw_axis=1))
 
 
 def covariance(means: Means) -> Tensor:
@@ -160,3 +291,25 @@ def covariance(means: Means) -> Tensor:
 def variance(means: Means) -> Tensor:
     """Var[φ] of the first observable, L itself."""
     return means.square[0, 0] - means.observable[0] ** 2
+
+
+def particular(means: Means) -> Tensor:
+    """−Cov[φ, l − L]."""
+    return variance(means) - covariance(means)[0]
+
+
+def drift(own: Means, of_full: Means) -> Tensor:
+    """E_C[φ]·(E_full[l − L] − E_C[l − L]); sums are about the losses at w*, which cancel."""
+    return own.observable[0] * ((of_full.loss - of_full.observable[0]) - (own.loss - own.observable[0]))
+
+
+def unbiased(part: str, own: Means, of_full: Means) -> Tensor:
+    """A part of χ from a few groups, free of the bias of products of a group's means with themselves; up to a constant.
+
+    What is the same for all tokens does not matter to correlations over tokens.
+    """
+    chi = -unbiased_covariance(own)[0]
+    apart = (of_full.loss - of_full.observable[:, :1]) - (own.loss - own.observable[:, :1])
+    number, phi = len(own.loss), own.observable[:, 0]
+    between = (phi.sum() * apart.sum(0) - (phi[:, None] * apart).sum(0)) / (number * (number - 1))
+    return {"chi": chi, "chi_drift": between, "chi_two_chain": chi + between}[part]

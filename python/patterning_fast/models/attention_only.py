@@ -6,6 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patterning_fast.models.head_suffix import HeadSuffix
+from patterning_fast.posterior.components import Component
+from patterning_fast.posterior.losses import LogitFactors
+
 
 class AttentionOnlyLM(nn.Module):
     """Causal attention-only transformer: tokens `[batch, T]` (int64) to logits `[batch, T, vocabulary]`.
@@ -31,28 +35,36 @@ class AttentionOnlyLM(nn.Module):
         self.rotary_sin = nn.Buffer(sin, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        hidden = F.embedding(tokens, self.embedding)
-        cos, sin = self.rotary_cos[: tokens.shape[-1]], self.rotary_sin[: tokens.shape[-1]]
-        for layer in self.attention_layers():
-            hidden = hidden + layer(hidden, cos, sin)
-        return F.linear(self.final_norm(hidden), self.unembedding)
+        return F.linear(self.final_norm(self.streams(tokens)[-1]), self.unembedding)
 
-    def attention_layers(self) -> list[AttentionLayer]:
-        return [layer for layer in self.layers if isinstance(layer, AttentionLayer)]
+    def logit_factors(self, tokens: Tensor) -> LogitFactors:
+        """What the logits of tokens `[batch, T]` are the product of."""
+        return LogitFactors(self.final_norm(self.streams(tokens)[-1]), self.unembedding)
+
+    def streams(self, tokens: Tensor) -> list[Tensor]:
+        """The residual stream `[batch, T, width]` before the first layer and after each."""
+        streams = [F.embedding(tokens, self.embedding)]
+        cos, sin = self.rotary(tokens.shape[-1])
+        for layer in self.layers:
+            streams.append(streams[-1] + layer(streams[-1], cos, sin))
+        return streams
+
+    def rotary(self, length: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the first positions, each `[length, head_width]`."""
+        return self.rotary_cos[:length], self.rotary_sin[:length]
 
     @torch.no_grad()
     def attention_patterns(self, tokens: Tensor) -> Tensor:
         """Attention probabilities `[layers, batch, heads, T, T]` on `tokens` `[batch, T]`."""
-        hidden = F.embedding(tokens, self.embedding)
         length = tokens.shape[-1]
-        cos, sin = self.rotary_cos[:length], self.rotary_sin[:length]
+        cos, sin = self.rotary(length)
         future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
         patterns = []
-        for layer in self.attention_layers():
-            query, key, _ = layer.queries_keys_values(hidden, cos, sin)
+        for layer, hidden in zip(self.layers, self.streams(tokens), strict=False):
+            assert isinstance(layer, AttentionLayer)
+            query, key, _ = queries_keys_values(layer.norm(hidden), layer.qkv, cos, sin)
             scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
             patterns.append(scores.masked_fill(future, -torch.inf).softmax(-1))
-            hidden = hidden + layer(hidden, cos, sin)
         return torch.stack(patterns)
 
     def attention_head_parameters(self) -> dict[str, dict[str, list[tuple[int, int]]]]:
@@ -65,9 +77,18 @@ class AttentionOnlyLM(nn.Module):
                 ],
                 f"layers.{index}.output": [(head * layer.head_size, (head + 1) * layer.head_size)],
             }
-            for index, layer in enumerate(self.attention_layers())
+            for index, layer in enumerate(self.layers)
             for head in range(self.heads)
         }
+
+    def head_suffixes(self, component: Component) -> list[HeadSuffix]:
+        """Ways to run only what a component's chains need, the best first: some if it is a single head, else none."""
+        for name, owned in self.attention_head_parameters().items():
+            if same_coordinates(component, owned):
+                layer, head = (int(number) for number in name.removeprefix("l").split("h"))
+                last = [True, False] if layer == len(self.layers) - 1 else [False]
+                return [HeadSuffix(self, layer, head, recalls_logits) for recalls_logits in last]
+        return []
 
 
 class AttentionLayer(nn.Module):
@@ -83,16 +104,20 @@ class AttentionLayer(nn.Module):
         self.qkv = nn.Parameter(torch.randn(3, heads, head_width, width) / width**0.5)
         self.output = nn.Parameter(torch.randn(heads, head_width, width) * output_scale / width**0.5)
 
-    def queries_keys_values(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated queries, rotated keys and values, each `[batch, heads, T, head_width]`."""
-        qkv = F.linear(self.norm(hidden), self.qkv.flatten(0, 2))
-        query, key, value = qkv.unflatten(-1, self.qkv.shape[:3]).permute(2, 0, 3, 1, 4)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
-
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        query, key, value = self.queries_keys_values(hidden, cos, sin)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return mixed.transpose(1, 2).flatten(2) @ self.output.flatten(0, 1)
+        return self.mix(self.norm(hidden), self.qkv, cos, sin) @ self.output.flatten(0, 1)
+
+    def mix(self, normed: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """What some heads, of weights `qkv` `[3, heads, head_width, width]`, gather: `[batch, T, heads · head_width]`."""
+        query, key, value = queries_keys_values(normed, qkv, cos, sin)
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
+
+
+def queries_keys_values(normed: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotated queries, rotated keys and values of some heads, each `[batch, heads, T, head_width]`."""
+    vectors = F.linear(normed, qkv.flatten(0, 2)).unflatten(-1, qkv.shape[:3])
+    query, key, value = vectors.permute(2, 0, 3, 1, 4)
+    return rotate(query, cos, sin), rotate(key, cos, sin), value
 
 
 def rotary_table(context: int, head_width: int) -> tuple[Tensor, Tensor]:
@@ -106,3 +131,14 @@ def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn `[..., T, head_width]` vectors by their position's rotary angle."""
     first, second = vectors.chunk(2, -1)
     return vectors * cos + torch.cat((-second, first), -1) * sin
+
+
+def same_coordinates(component: Component, owned: dict[str, list[tuple[int, int]]]) -> bool:
+    """Whether a component moves exactly some ranges of parameters, none of them whole."""
+    if component.coordinates.keys() != owned.keys():
+        return False
+    for name, ranges in owned.items():
+        index, wanted = component.coordinates[name], torch.cat([torch.arange(*each) for each in ranges])
+        if index is None or not torch.equal(index, wanted):
+            return False
+    return True

@@ -54,7 +54,15 @@ library.register(
 )
 
 
-def linear_cross_entropy(hidden: Tensor, unembedding: Tensor, labels: Tensor, *, ignore_index: int = -100) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor,
+    unembedding: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = -100,
+    offset: None = None,
+    offset_scale: None = None,
+) -> Tensor:
     """Cross entropy of the logits `hidden @ unembedding.T` against `labels`, of labels' shape; 0 where ignored.
 
     Differentiable once in `hidden` and `unembedding`; the backward pass makes the logits again, some at a time.
@@ -68,13 +76,23 @@ def linear_cross_entropy(hidden: Tensor, unembedding: Tensor, labels: Tensor, *,
         TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device; a label that does not exist.
             On a GPU the last cannot be told without a wait: the token's loss is NaN, its gradient 0.
     """
+    if offset is not None:
+        logits = hidden @ unembedding.T + offset_scale[:, None] * offset
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     check("linear_cross_entropy", hidden, unembedding, labels, None)
     losses: Tensor = Losses.apply(hidden, unembedding, labels, ignore_index)  # type: ignore[no-untyped-call]
     return losses
 
 
 def weighted_linear_cross_entropy(
-    hidden: Tensor, unembedding: Tensor, labels: Tensor, weights: Tensor, *, ignore_index: int = -100
+    hidden: Tensor,
+    unembedding: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    *,
+    ignore_index: int = -100,
+    offset: None = None,
+    offset_scale: None = None,
 ) -> tuple[Tensor, Tensor]:
     """Σ weights·losses, a 0-d tensor, and the losses of `linear_cross_entropy`, detached.
 
@@ -87,6 +105,10 @@ def weighted_linear_cross_entropy(
     Raises:
         TypeError, ValueError: as `linear_cross_entropy`.
     """
+    if offset is not None:
+        logits = hidden @ unembedding.T + offset_scale[:, None] * offset
+        l = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        return (l * weights).sum(), l.detach()
     check("weighted_linear_cross_entropy", hidden, unembedding, labels, weights)
     total, losses = WeightedTotal.apply(hidden, unembedding, labels, weights, ignore_index)  # type: ignore[no-untyped-call]
     return total, losses

@@ -200,10 +200,11 @@ def predicted_response(chi: xr.Dataset, weights: np.ndarray) -> xr.Dataset:
     """dμ = nβ·χ·(ρ − 1)/n of each component, its error from the spread over χ's independent groups."""
     change = float(chi.attrs["n_beta"]) / len(weights) * (weights - weights.mean())
     groups = chi["chi_group"].values @ change
+    healthy = np.isfinite(groups).sum(1)
     return xr.Dataset(
         {
             "dmu": ("component", chi["chi"].values @ change, {"units": "nats"}),
-            "dmu_error": ("component", groups.std(1, ddof=1) / np.sqrt(groups.shape[1]), {"units": "nats"}),
+            "dmu_error": ("component", np.nanstd(groups, axis=1, ddof=1) / np.sqrt(healthy), {"units": "nats"}),
         },
         coords={"component": chi["component"].values},
     )

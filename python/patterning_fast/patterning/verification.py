@@ -11,10 +11,12 @@ import xarray as xr
 from patterning_fast.engine.sample import sample
 from patterning_fast.patterning.inversion import Plan
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.samplers.sgld import SGLD
+from patterning_fast.samplers.langevin import Sampler
 
 
-def verify(plan: Plan, posterior: LocalPosterior, sampler: SGLD, *, scale: float = 1.0, **sampling: Any) -> xr.Dataset:
+def verify(
+    plan: Plan, posterior: LocalPosterior, sampler: Sampler, *, scale: float = 1.0, **sampling: Any
+) -> xr.Dataset:
     """Predicted against realised dμ of each component when the posterior's data are weighted by the plan.
 
     Args:
@@ -34,18 +36,18 @@ def verify(plan: Plan, posterior: LocalPosterior, sampler: SGLD, *, scale: float
     weighted = posterior.reweighted(plan.scaled(scale))
     before = sample(posterior, sampler, **sampling)
     after = sample(weighted, sampler, **sampling)
-    groups = before.plan.groups
-    difference = (after.totals.means(slice(None)).observable - before.totals.means(slice(None)).observable)[:, 0]
-    by_group = difference.view(-1, groups).cpu().numpy()
+    difference = after.grouped.means(slice(None)).observable - before.grouped.means(slice(None)).observable
+    by_group = difference.view(-1, before.plan.groups).cpu().numpy()  # NaN where a group has lost all its chains
     names = [name for name in before.component_names if name in plan.predicted["component"].values]
     at = [before.component_names.index(name) for name in names]
+    healthy = np.isfinite(by_group[at]).sum(1)
     predicted = plan.predicted.sel(component=names)
     result = xr.Dataset(
         {
             "predicted": scale * predicted["dmu"],
             "predicted_error": scale * predicted["dmu_error"],
-            "realised": ("component", by_group[at].mean(1)),
-            "realised_error": ("component", by_group[at].std(1, ddof=1) / np.sqrt(groups)),
+            "realised": ("component", np.nanmean(by_group[at], 1)),
+            "realised_error": ("component", np.nanstd(by_group[at], 1, ddof=1) / np.sqrt(healthy)),
         },
         attrs=after.attrs | {"scale": scale},
     )

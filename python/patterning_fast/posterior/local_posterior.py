@@ -10,19 +10,8 @@ import xarray as xr
 from torch import Tensor, nn
 
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
-from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.posterior.losses import Batch, Loss, weighted_mean
 from patterning_fast.posterior.weights import weights_for
-
-
-class LossModule(nn.Module):
-    """Model and loss as one module, so that its parameters can be swapped for a chain's wherever the loss uses them."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.loss(self.model, batch)
 
 
 class LocalPosterior:
@@ -61,14 +50,10 @@ class LocalPosterior:
         device = next(model.parameters()).device
         self.data = to_device(data, str(device))
         self.n_beta, self.localization = float(n_beta), float(localization)
-        self.loss_module = LossModule(copy.deepcopy(model).eval().requires_grad_(False), loss)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.loss = loss
         shape = self.loss_shape(self.data)
         self.weights = None if weights is None else weights_for(weights, sample_count(data), shape).to(device)
-
-    @property
-    def model(self) -> nn.Module:
-        """The model at w*, in eval mode."""
-        return self.loss_module.model
 
     @property
     def item_count(self) -> int:
@@ -77,17 +62,17 @@ class LocalPosterior:
 
     def loss_shape(self, data: Batch) -> tuple[int, ...]:
         """Shape of one sample's losses: () or (tokens,)."""
-        return loss_shape(self.model, self.loss_module.loss, data)
+        return loss_shape(self.model, self.loss, data)
 
-    def weighted_loss(self, losses: Tensor, samples: Tensor) -> Tensor:
-        """L_ρ on a minibatch: the mean of ρ·l over `losses` of the given `samples`."""
-        return (losses if self.weights is None else losses * self.weights[samples]).mean()
+    def mean_loss(self, model: nn.Module, batch: Batch, samples: Tensor) -> Tensor:
+        """L_ρ on a minibatch: the mean of ρ·l of the given `samples`, whose data are `batch`."""
+        return weighted_mean(self.loss, model, batch, None if self.weights is None else self.weights[samples])
 
     def reweighted(self, weights: Tensor | xr.DataArray) -> LocalPosterior:
         """The same posterior with weights ρ."""
         return LocalPosterior(
             self.model,
-            self.loss_module.loss,
+            self.loss,
             self.data,
             n_beta=self.n_beta,
             localization=self.localization,

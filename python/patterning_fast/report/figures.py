@@ -9,7 +9,9 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#999999", "#009E73", "#CC79A7")  # Okabe & Ito 2008
 LINES = ("-", "-", "-", "--", ":", "-.")
@@ -91,4 +93,43 @@ def mode_loadings(
     tokens.set(title=f"mode {chosen}: tokens", xlabel="mean loading (rms over all tokens is 1)")
     for axes in (spectrum, heads, tokens):
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+VERDICT_COLOURS = {"healthy": "#009E73", "not mixed": "#F0E442", "negative": "#E69F00", "diverged": "#D55E00"}
+
+
+def calibration(grid: xr.Dataset, component: str = "full") -> Figure:
+    """Which settings of `pf.calibrate` are healthy: nβ against step size, one panel a localization.
+
+    Colours say the component's verdict; numbers are its learning coefficient and, below, its R̂.
+    """
+    pulls = grid["localization"].values
+    rows, columns = grid.sizes["n_beta"], grid.sizes["lr"]
+    figure = Figure(figsize=(1.6 + 0.95 * columns * len(pulls), 1.8 + 0.55 * rows), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(1, len(pulls), sharey=True, squeeze=False)[0])
+    names = list(VERDICT_COLOURS)
+    for pull, axes in zip(pulls, panels, strict=True):
+        here = grid.sel(localization=pull, component=component).transpose("n_beta", "lr")
+        codes = np.vectorize(names.index)(here["verdict"].values)
+        axes.imshow(
+            codes,
+            cmap=ListedColormap(list(VERDICT_COLOURS.values())),
+            vmin=-0.5,
+            vmax=len(names) - 0.5,
+            aspect="auto",
+            origin="lower",
+        )
+        for row, column in np.ndindex(rows, columns):
+            if codes[row, column] < names.index("diverged"):
+                cell = here.isel(n_beta=row, lr=column)
+                text = f"{float(cell['llc']):.3g}\n{float(cell['r_hat']):.2f}"
+                axes.text(column, row, text, ha="center", va="center", fontsize=7)
+        axes.set_xticks(range(columns), [f"{value:g}" for value in grid["lr"].values], rotation=45)
+        axes.set_yticks(range(rows), [f"{value:g}" for value in grid["n_beta"].values])
+        axes.set(title=f"localization {pull:g}", xlabel="lr")
+    panels[0].set_ylabel("n_beta")
+    marks = [Patch(color=colour, label=name) for name, colour in VERDICT_COLOURS.items()]
+    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=8)
+    figure.suptitle(f"{component}: learning coefficient and, below it, R̂", fontsize=9)
     return figure

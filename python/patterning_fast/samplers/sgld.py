@@ -10,61 +10,56 @@ from torch import Tensor
 
 from patterning_fast import ops
 from patterning_fast.chains.bank import ChainBank
+from patterning_fast.samplers import langevin
+from patterning_fast.samplers.langevin import LangevinState, check_hyperparameter
 
 
 @dataclass(frozen=True)
 class SGLD:
     """w ← w − (lr/2)·[n_beta·g + localization·(w − w*)] + √lr·ξ, g the minibatch mean gradient.
 
-    `lr` is ε > 0, the step size of that recursion. Raises ValueError for any other.
+    On U = ½a(w − w*)² the stationary variance is 1/(a(1 − lr·a/4)). With `gradient_noise_correction` only as much noise
+    is injected as the minibatch lacks (Welling & Teh 2011, §4; Ahn et al. 2012; Vollmer et al. 2016), coordinate by
+    coordinate; that takes the gradient of each sample. Raises ValueError unless lr is finite and > 0.
     """
 
     lr: float
+    gradient_noise_correction: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be a finite number > 0, got {self.lr}")
+        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
 
-    def init(self, bank: ChainBank, n_beta: float, localization: float, seed: int) -> SGLDState:
-        """The state that goes with a bank."""
-        device, rows = bank.params.device, bank.plan.rows
-        return SGLDState(
-            lr=torch.full((rows,), self.lr, device=device),
-            n_beta=torch.full((rows,), n_beta, device=device),
-            localization=torch.full((rows,), localization, device=device),
-            noise_scale=bank.plan.noise_scale().to(device),
-            chain_ids=bank.plan.chain_ids().to(device),
-            seed=torch.tensor(seed, device=device),
-            step=torch.tensor(0, device=device),
-        )
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+        """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""
+        return langevin.init(bank, lr, n_beta, localization, seed)
 
-    def update(self, bank: ChainBank, state: SGLDState) -> None:
-        """One step of every chain on the gradients in the bank, which it leaves at 0."""
-        ops.langevin_step(
-            bank.params,
-            bank.grads,
-            bank.centers,
-            lr=state.lr,
-            n_beta=state.n_beta,
-            localization=state.localization,
-            noise_scale=state.noise_scale,
-            chain_ids=state.chain_ids,
-            row_starts=bank.row_starts,
-            center_starts=bank.center_starts,
+    def update(self, bank: ChainBank, state: LangevinState) -> None:
+        """One step of every chain on the gradients in the bank, which it leaves at 0.
+
+        Raises ValueError with `gradient_noise_correction`, which mean gradients cannot tell.
+        """
+        if self.gradient_noise_correction:
+            raise ValueError("gradient_noise_correction needs per-sample gradients: call update_row for every row")
+        langevin.step(bank, state)
+
+    def update_row(self, bank: ChainBank, state: LangevinState, row: int, per_sample_grads: Tensor) -> Tensor:
+        """One corrected step of one chain, at `state.step`, which is left to the caller to advance after all rows.
+
+        `per_sample_grads` is `[batch, params of the row]`, of samples drawn with replacement. Returns the row's
+        gradient noise scale in samples, 0-d float64 (McCandlish et al. 2018); NaN for a frozen row, which stays.
+        """
+        if row in state.frozen:
+            return torch.tensor(math.nan, dtype=torch.float64, device=bank.params.device)
+        own = slice(row, row + 1)
+        return ops.per_sample_langevin_step(
+            bank.params[state.place(row)][None],
+            per_sample_grads[None],
+            bank.centers[state.center_place(row)],
+            lr=state.lr[own],
+            n_beta=state.n_beta[own],
+            localization=state.localization[own],
+            noise_scale=state.noise_scale[own],
+            chain_ids=state.chain_ids[own],
             seed=state.seed,
             step=state.step,
-        )
-        state.step += 1
-
-
-@dataclass
-class SGLDState:
-    """What the update reads beside the bank: `[rows]` each, and the 0-d seed and step of the noise."""
-
-    lr: Tensor
-    n_beta: Tensor
-    localization: Tensor
-    noise_scale: Tensor
-    chain_ids: Tensor
-    seed: Tensor
-    step: Tensor
+        )[0]

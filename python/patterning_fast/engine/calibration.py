@@ -1,0 +1,112 @@
+"""Which hyper-parameters to sample with: a grid of them, all in one bank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import xarray as xr
+
+from patterning_fast.chains.plan import Setting
+from patterning_fast.engine.sample import sample_settings
+from patterning_fast.estimators.statistics import Statistics
+from patterning_fast.posterior.components import Component
+from patterning_fast.posterior.local_posterior import LocalPosterior
+from patterning_fast.posterior.losses import Batch
+from patterning_fast.samplers.langevin import Sampler
+
+VERDICTS = ("healthy", "not mixed", "negative", "diverged")
+"""From best to worst."""
+
+MIXED_R_HAT = 1.1
+"""Above this R̂ the chains of a component do not agree yet on the mean of φ (Vehtari et al. 2021 ask for 1.01)."""
+
+
+def calibrate(
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    *,
+    lr: Sequence[float],
+    n_beta: Sequence[float] | None = None,
+    localization: Sequence[float] | None = None,
+    components: Mapping[str, Component] | None = None,
+    probes: Mapping[str, Batch] | None = None,
+    chains: int = 4,
+    draws: int = 100,
+    burn_in: int = 0,
+    steps_between_draws: int = 1,
+    batch_size: int = 16,
+    loss_samples: int | None = None,
+    tile: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Sample at every combination of step sizes, nβ and γ, side by side with the same noise; say which are healthy.
+
+    Args:
+        lr: step sizes, in place of the sampler's own. n_beta, localization: None for the posterior's own.
+        Others: as for `sample`.
+
+    Returns a dataset over (lr, n_beta, localization, component): `llc`, `llc_error`, `r_hat`, `ess`, `distance` from w*
+    at the last draw, `gradient_noise` (see `Statistics.diagnostics`), `diverged`, the share of chains that did, and
+    `verdict`: "diverged" where any chain did, "negative" where the learning coefficient lies two errors below 0 (w* is
+    no minimum for these chains), "not mixed" where R̂ exceeds 1.1, else "healthy". `figures.calibration` draws it.
+
+    Raises:
+        TypeError, ValueError: as `sample`; an empty grid. ChainDivergedError: no chain of any setting is left.
+    """
+    axes = {
+        "lr": lr,
+        "n_beta": [posterior.n_beta] if n_beta is None else n_beta,
+        "localization": [posterior.localization] if localization is None else localization,
+    }
+    for name, values in axes.items():
+        fits = [np.isfinite(value) and (value > 0 or (value == 0 and name != "lr")) for value in values]
+        if not fits or not all(fits):
+            least = "> 0" if name == "lr" else "≥ 0"
+            raise ValueError(f"{name} must be a list of finite numbers {least}, got {list(values)}")
+    settings = tuple(Setting(*each) for each in product(*axes.values()))
+    for setting in settings:
+        if setting.n_beta == 0 and setting.localization == 0:
+            raise ValueError("n_beta and localization are both 0 at a setting: nothing would hold its chains")
+    runs = sample_settings(
+        posterior, sampler, settings, components=components, probes=probes, chains=chains, draws=draws,
+        burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size, shared_minibatches=False,
+        antithetic=False, groups=None, loss_samples=loss_samples, loss_kernel=False, tile=tile, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    found = [findings(run) for run in runs]
+    shape = tuple(len(values) for values in axes.values())
+    grid = xr.Dataset(
+        {
+            name: (
+                (*axes, "component"),
+                np.stack([each[name].values for each in found]).reshape(*shape, -1),
+                found[0][name].attrs,
+            )
+            for name in found[0].data_vars
+        },
+        coords={**{name: list(values) for name, values in axes.items()}, "component": found[0]["component"].values},
+    )
+    shared = {name: value for name, value in runs[0].attrs.items() if name not in axes}
+    return grid.assign_attrs(shared)
+
+
+def findings(run: Statistics) -> xr.Dataset:
+    """What one setting's chains tell, by component."""
+    llc, health = run.llc()[["llc", "llc_error"]], run.diagnostics()
+    diverged = health["diverged"].mean("chain")
+    verdict = np.select(
+        [diverged > 0, llc["llc"] < -2 * llc["llc_error"], ~(health["r_hat"] <= MIXED_R_HAT)],
+        [VERDICTS[3], VERDICTS[2], VERDICTS[1]],
+        VERDICTS[0],
+    )
+    return llc.assign(
+        r_hat=health["r_hat"],
+        ess=health["ess"],
+        distance=health["distance"].isel(draw=-1).mean("chain"),
+        gradient_noise=health["gradient_noise"],
+        diverged=diverged,
+        verdict=("component", verdict),
+    )

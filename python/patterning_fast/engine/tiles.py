@@ -1,0 +1,42 @@
+"""How many chains are evaluated together: measured, since caches and launches decide."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+CANDIDATES = (1, 4, 16, 64, 256)
+SLOW = 0.25
+"""Seconds of a call after which nothing larger is tried on a CPU, whose caches are long full then."""
+
+WORTH = 0.9
+"""A larger tile must take less than this share of a smaller one's time per chain."""
+
+
+def fastest_tile(chains: int, run: Callable[[int], None], device: torch.device) -> int:
+    """The number of chains for which `run(number)` takes least time per chain; larger ones are tried while they gain."""
+    best, fastest = 1, float("inf")
+    for tile in CANDIDATES:
+        if tile > chains:
+            break
+        first = timed(lambda tile=tile: run(tile), device)
+        if first > SLOW and device.type == "cpu":
+            break
+        seconds = min(timed(lambda tile=tile: run(tile), device) for _ in range(3)) / tile
+        if seconds > WORTH * fastest:
+            break
+        best, fastest = tile, seconds
+    return best
+
+
+def timed(run: Callable[[], None], device: torch.device) -> float:
+    """Seconds that a call takes, on the device too."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

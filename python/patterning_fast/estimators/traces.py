@@ -1,0 +1,32 @@
+"""What is kept of every chain by itself: small beside the totals, and enough to tell how it fares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patterning_fast.chains.plan import ChainPlan
+
+
+@dataclass
+class ChainTraces:
+    """φ [nats] and |w − w*| of every chain at every draw, float64 and float32 `[rows, draws]`; on the CPU."""
+
+    phi: Tensor
+    distance: Tensor
+    diverged: Tensor
+    """bool `[rows]`"""
+    gradient_noise: Tensor
+    """Mean over coordinates of the square of the mean minibatch gradient at w*, and of its variance, `[cells, 2]`."""
+
+    @classmethod
+    def empty(cls, plan: ChainPlan, draws: int) -> ChainTraces:
+        """NaN for what is not known yet."""
+        return cls(
+            torch.full((plan.rows, draws), torch.nan, dtype=torch.float64),
+            torch.full((plan.rows, draws), torch.nan),
+            torch.zeros(plan.rows, dtype=torch.bool),
+            torch.full((plan.cells, 2), torch.nan, dtype=torch.float64),
+        )

@@ -1,0 +1,155 @@
+"""What all samplers share: the state that goes with a bank, one step of it, and how a chain is frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from patterning_fast import ops
+from patterning_fast.chains.bank import ChainBank
+from patterning_fast.ops.checks import check_tensor
+
+
+@dataclass
+class LangevinState:
+    """What an update reads and moves beside the bank: float32 `[rows]` where nothing else is said."""
+
+    lr: Tensor
+    n_beta: Tensor
+    localization: Tensor
+    noise_scale: Tensor
+    """1, and −1 for the second chain of an antithetic pair."""
+    chain_ids: Tensor
+    """int64 `[rows]`"""
+    seed: Tensor
+    """0-d int64, as `step`."""
+    step: Tensor
+    row_starts: list[int]
+    """Those of the bank, as `center_starts`: on the host, so that no step waits for a device to tell them."""
+    center_starts: list[int]
+    memory: Tensor | None = None
+    """Second moment or momentum, in the places of `bank.params`."""
+    thermostat: Tensor | None = None
+    frozen: set[int] = field(default_factory=set)
+    """Rows that do not move any more; their lr is 0."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that changes from step to step or was given to `init`: what `load` needs to go on from here."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the `tensors()` of another state, copied in place.
+
+        Raises TypeError or ValueError, before anything is copied, where they belong to another sampler or bank.
+        """
+        own = self.tensors()
+        if tensors.keys() != own.keys():
+            raise ValueError(
+                f"a state with {sorted(tensors)} was saved by another sampler; this one has {sorted(own)}: "
+                "resume with the sampler that saved it"
+            )
+        for name, tensor in own.items():
+            check_tensor("load", name, tensors[name], tensor.dtype, tuple(tensor.shape))
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        self.frozen = set((self.lr == 0).nonzero().flatten().tolist())
+
+    def place(self, row: int) -> slice:
+        """Where a row lies in `bank.params`, `bank.grads` and `memory`."""
+        return slice(self.row_starts[row], self.row_starts[row + 1])
+
+    def center_place(self, row: int) -> slice:
+        """Where a row's w* lies in `bank.centers`."""
+        place, start = self.place(row), self.center_starts[row]
+        return slice(start, start + place.stop - place.start)
+
+    def freeze(self, bank: ChainBank, row: int) -> None:
+        """From now on this row's parameters stay as they are, whatever its gradients; infinite ones become NaN.
+
+        The other rows take no notice.
+        """
+        for numbers in (self.lr, self.localization, self.noise_scale):
+            numbers[row] = 0
+        # 0 · ∞ is NaN, so they would become NaN at the next step.
+        bank.params[self.place(row)].nan_to_num_(nan=math.nan, posinf=math.nan, neginf=math.nan)
+        self.frozen.add(row)
+        self.still_frozen(bank)
+
+    def still_frozen(self, bank: ChainBank) -> None:
+        """Gradients, memory and thermostat of frozen rows to 0: lr = 0 alone does not stop a NaN."""
+        for row in self.frozen:
+            bank.grads[self.place(row)] = 0
+            if self.memory is not None:
+                self.memory[self.place(row)] = 0
+            if self.thermostat is not None:
+                self.thermostat[row] = 0
+
+
+class Sampler(Protocol):
+    """A recursion that advances all chains of a bank; its hyper-parameters are its fields."""
+
+    @property
+    def lr(self) -> float:
+        """The step size of rows that are given no other."""
+
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+        """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""
+
+    def update(self, bank: ChainBank, state: LangevinState) -> None:
+        """One step of every chain on the gradients in the bank, which it leaves at 0."""
+
+
+def check_hyperparameter(name: str, value: float, holds: bool, must: str) -> None:
+    """Raise ValueError unless the value is finite and the condition holds."""
+    if not (math.isfinite(value) and holds):
+        raise ValueError(f"{name} must be a finite number {must}, got {value}")
+
+
+def init(bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+    """The state before the first step, without memory or thermostat; the given tensors `[rows]` are copied.
+
+    Raises TypeError or ValueError for tensors that are not float32 `[rows]`, or an lr that is not finite and > 0.
+    """
+    device, rows = bank.params.device, bank.plan.rows
+    numbers = {"lr": lr, "n_beta": n_beta, "localization": localization}
+    for name, tensor in numbers.items():
+        check_tensor("init", name, tensor, torch.float32, (rows,))
+    wrong = lr[~(lr.isfinite() & (lr > 0))]
+    if wrong.numel():
+        raise ValueError(f"lr must be finite and > 0 in every row, got {float(wrong[0])}")
+    return LangevinState(
+        **{name: tensor.to(device, copy=True) for name, tensor in numbers.items()},
+        noise_scale=bank.plan.noise_scale().to(device),
+        chain_ids=bank.plan.chain_ids().to(device),
+        seed=torch.tensor(seed, device=device),
+        step=torch.tensor(0, device=device),
+        row_starts=bank.row_starts.tolist(),
+        center_starts=bank.center_starts.tolist(),
+    )
+
+
+def step(bank: ChainBank, state: LangevinState, rule: ops.RMSProp | ops.SGHMC | ops.SGNHT | None = None) -> None:
+    """One step of every chain by a rule of `ops.langevin_step` on the gradients in the bank, which it leaves at 0."""
+    state.still_frozen(bank)  # of new gradients
+    ops.langevin_step(
+        bank.params,
+        bank.grads,
+        bank.centers,
+        lr=state.lr,
+        n_beta=state.n_beta,
+        localization=state.localization,
+        noise_scale=state.noise_scale,
+        chain_ids=state.chain_ids,
+        row_starts=bank.row_starts,
+        center_starts=bank.center_starts,
+        seed=state.seed,
+        step=state.step,
+        rule=rule,
+    )
+    state.still_frozen(bank)  # of what NaN parameters have put there
+    state.step += 1

@@ -1,0 +1,44 @@
+"""SGLD preconditioned by RMSProp (Li et al. 2016, arXiv:1512.07666) on a bank of chains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patterning_fast import ops
+from patterning_fast.chains.bank import ChainBank
+from patterning_fast.samplers import langevin
+from patterning_fast.samplers.langevin import LangevinState, check_hyperparameter
+
+
+@dataclass(frozen=True)
+class RMSPropSGLD:
+    """v ← decay·v + (1 − decay)·g², then SGLD with a step size of its own for each coordinate, lr/(√v̂ + stability).
+
+    v̂ = v/(1 − decay^(step + 1)) with `bias_correction`, the form of arXiv:2609.00699; v without, that of devinterp.
+    The drift that would make up for a changing preconditioner (Γ of Li et al., eq. 7) is left out, as it is there.
+    Raises ValueError unless lr and stability are finite and > 0 and decay lies in [0, 1).
+    """
+
+    lr: float
+    decay: float = 0.99
+    stability: float = 0.1
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
+        check_hyperparameter("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
+        check_hyperparameter("stability", self.stability, self.stability > 0, "> 0")
+
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+        """The state that goes with a bank, its second moment 0; the tensors are float32 `[rows]`."""
+        state = langevin.init(bank, lr, n_beta, localization, seed)
+        state.memory = torch.zeros_like(bank.params)
+        return state
+
+    def update(self, bank: ChainBank, state: LangevinState) -> None:
+        """One step of every chain on the gradients in the bank, which it leaves at 0."""
+        assert state.memory is not None
+        langevin.step(bank, state, ops.RMSProp(state.memory, self.decay, self.stability, self.bias_correction))

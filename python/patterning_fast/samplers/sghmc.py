@@ -1,0 +1,40 @@
+"""Stochastic gradient Hamiltonian Monte Carlo (Chen et al. 2014) on a bank of chains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patterning_fast import ops
+from patterning_fast.chains.bank import ChainBank
+from patterning_fast.samplers import langevin
+from patterning_fast.samplers.langevin import LangevinState, check_hyperparameter
+
+
+@dataclass(frozen=True)
+class SGHMC:
+    """p ← (1 − friction)·p − lr·∇U + √(2·friction·lr)·ξ, w ← w + p: Chen et al. 2014, eq. 15; p is 0 at first.
+
+    ∇U = n_beta·g + localization·(w − w*). On U = ½a(w − w*)² the stationary variance is
+    1/(a(1 − lr·a/(2(2 − friction)))). Raises ValueError unless lr is finite and > 0 and friction lies in (0, 1].
+    """
+
+    lr: float
+    friction: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
+        check_hyperparameter("friction", self.friction, 0 < self.friction <= 1, "in (0, 1]")
+
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+        """The state that goes with a bank, its momentum 0; the tensors are float32 `[rows]`."""
+        state = langevin.init(bank, lr, n_beta, localization, seed)
+        state.memory = torch.zeros_like(bank.params)
+        return state
+
+    def update(self, bank: ChainBank, state: LangevinState) -> None:
+        """One step of every chain on the gradients in the bank, which it leaves at 0."""
+        assert state.memory is not None
+        langevin.step(bank, state, ops.SGHMC(state.memory, self.friction))

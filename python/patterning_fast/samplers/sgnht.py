@@ -1,0 +1,56 @@
+"""The stochastic gradient Nosé–Hoover thermostat (Ding et al. 2014) on a bank of chains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patterning_fast import ops
+from patterning_fast.chains.bank import ChainBank
+from patterning_fast.ops.reference.philox import INDEX_BITS
+from patterning_fast.samplers import langevin
+from patterning_fast.samplers.langevin import LangevinState, check_hyperparameter
+
+MOMENTUM_STEP = 2**INDEX_BITS - 1
+"""Where in the noise the first momentum is drawn: the last step there is, which no chain comes to."""
+
+
+@dataclass(frozen=True)
+class SGNHT:
+    """p ← (1 − thermostat·lr)·p − lr·∇U + √(2·diffusion·lr)·ξ, w ← w + lr·p: Ding et al. 2014, algorithm 2.
+
+    Each chain's thermostat moves by lr·(|p|²/params − 1), so that unknown noise of the gradients is taken out again.
+    ∇U = n_beta·g + localization·(w − w*). On U = ½a(w − w*)² the stationary variance is (1 − thermostat·lr/2)/a in
+    chains of many parameters, and lr must be well below 2/√a: it is a time, where SGLD's is a time squared.
+    Raises ValueError unless lr is finite and > 0 and diffusion finite and ≥ 0.
+    """
+
+    lr: float
+    diffusion: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
+        check_hyperparameter("diffusion", self.diffusion, self.diffusion >= 0, ">= 0")
+
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+        """The state that goes with a bank; the tensors are float32 `[rows]`.
+
+        The momentum is standard normal, a pure function of (seed, chain id), and opposite in the two chains of an
+        antithetic pair; the thermostat is `diffusion`.
+        """
+        state = langevin.init(bank, lr, n_beta, localization, seed)
+        state.memory = torch.empty_like(bank.params)
+        state.thermostat = torch.full_like(state.lr, self.diffusion)
+        for row in range(bank.plan.rows):
+            momentum = state.memory[state.place(row)]
+            ops.normal_(momentum[None], seed=state.seed, step=MOMENTUM_STEP, chain_ids=state.chain_ids[row : row + 1])
+            momentum *= state.noise_scale[row]
+        return state
+
+    def update(self, bank: ChainBank, state: LangevinState) -> None:
+        """One step of every chain on the gradients in the bank, which it leaves at 0."""
+        assert state.memory is not None
+        assert state.thermostat is not None
+        langevin.step(bank, state, ops.SGNHT(state.memory, state.thermostat, self.diffusion))
