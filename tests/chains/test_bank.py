@@ -41,7 +41,8 @@ def test_gradients_land_in_the_bank(rows: slice) -> None:
     each = bank(chains=4)
     factor = torch.arange(1.0, 1 + rows.stop - rows.start)
     leaves = each.leaves(rows)
-    each.add_gradients(sum((factor * leaf.flatten(1).square().sum(1)).sum() for leaf in leaves.values()), leaves, rows)
+    squares = [(factor * leaf.flatten(1).square().sum(1)).sum() for leaf in leaves.values()]
+    each.add_gradients(torch.stack(squares).sum(), leaves, rows)
     start, stop = each.starts[rows.start], each.starts[rows.stop]
     params, grads = (flat[start:stop].view(len(factor), -1) for flat in (each.params, each.grads))
     assert torch.equal(grads, 2 * factor[:, None] * params)

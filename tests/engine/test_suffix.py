@@ -106,12 +106,12 @@ def test_heads_of_the_built_in_model(head: str, names: list[str], generator: tor
     with torch.no_grad():  # a norm that does something
         model.final_norm.weight.copy_(torch.rand(8, generator=generator) + 0.5)
         model.final_norm.bias.copy_(torch.randn(8, generator=generator))
-        model.layers[1].norm.weight.copy_(torch.rand(8, generator=generator) + 0.5)
+        model.attention_layers()[1].norm.weight.copy_(torch.rand(8, generator=generator) + 0.5)
     component = pf.attention_heads(model)[head]
     assert check(model, component, tokens(5), pf.losses.next_token, generator) == names
 
 
-def plain_next_token(model: nn.Module, batch: Tensor) -> Tensor:
+def plain_next_token(model: nn.Module, batch: Any) -> Tensor:
     """A loss of a user's own, from logits."""
     logits = model(batch[:, :-1])
     return -logits.log_softmax(-1).gather(-1, batch[:, 1:, None]).squeeze(-1)
@@ -210,6 +210,7 @@ def test_dropout_is_off_in_copies() -> None:
     """A suffix's modules are copies made of a model in eval mode."""
     model = Residual()
     for block in model.blocks:
+        assert isinstance(block, nn.Sequential)
         block.append(nn.Dropout(0.5))
     posterior = pf.LocalPosterior(model, plain_next_token, tokens(), n_beta=1.0, localization=10.0)
     sampling = SMALL | {"components": {"last": pf.component(model, "last", ["blocks.2.1.weight"])}}

@@ -24,7 +24,7 @@ def test_attention_heads_partition_the_attention_weights() -> None:
 @torch.no_grad()
 def test_a_head_s_coordinates_are_what_its_output_depends_on() -> None:
     model = language_model()
-    layer = model.layers[0]
+    layer = model.attention_layers()[0]
     hidden = torch.randn(1, 8, 8)
     before = layer(hidden, model.rotary_cos, model.rotary_sin)
     for name, index in pf.attention_heads(model)["l0h1"].coordinates.items():

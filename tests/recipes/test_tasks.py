@@ -83,7 +83,7 @@ def test_attention_patterns_are_those_of_the_forward_pass() -> None:
     tokens = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(0))
     patterns = model.attention_patterns(tokens)
     hidden = torch.nn.functional.embedding(tokens, model.embedding)
-    for layer, pattern in zip(model.layers, patterns, strict=True):
+    for layer, pattern in zip(model.attention_layers(), patterns, strict=True):
         _, _, value = queries_keys_values(layer.norm(hidden), layer.qkv, model.rotary_cos, model.rotary_sin)
         expected = (pattern @ value).transpose(1, 2).flatten(2) @ layer.output.flatten(0, 1)
         # Sums of 8 float32 products of size 1.

@@ -11,7 +11,7 @@ from patterning_fast.chains.plan import ChainPlan
 
 
 class ChainBank:
-    """Rows of float32 parameters, all starting at w*; a row holds only the coordinates that its component moves.
+    """Rows of float32 parameters, all starting at w*; a row holds only what its component moves.
 
     What autograd sees are views. `params` and `grads` are flat `[total]`; `centers` holds each component's w* once, for all its chains.
     """
@@ -45,7 +45,7 @@ class ChainBank:
         ]
 
     def leaves(self, rows: slice) -> dict[str, Tensor]:
-        """Leaf tensors `[rows, ...]` of rows of one component, one for each parameter it moves in, as views of the bank.
+        """Leaf tensors `[rows, ...]` of rows of one component, one for each parameter it moves in: views of the bank.
 
         What a parameter moves only in part is a vector of its moving coordinates.
         """
@@ -62,7 +62,7 @@ class ChainBank:
         return views
 
     def add_gradients(self, total: Tensor, leaves: dict[str, Tensor], rows: slice) -> None:
-        """Add the gradient of `total` by the leaves of some rows to the bank; nothing where it does not depend on them."""
+        """Add the gradient of `total` by the leaves of some rows to the bank, 0 where it does not depend on them."""
         if total.requires_grad:
             grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
             for own, grad in zip(self.views(self.grads, rows).values(), grads, strict=True):

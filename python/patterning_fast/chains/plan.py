@@ -26,7 +26,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class ChainPlan:
-    """`chains` replicas of each cell, a cell being a component at a setting; each has `chains` rows of the bank in turn.
+    """`chains` replicas of each cell, a cell being a component at a setting; a cell's rows of the bank are in turn.
 
     Cell c is component c // settings at setting c % settings.
     """

@@ -40,7 +40,7 @@ BLOCK_BYTES = 64 * 2**20
 """Losses of the chains evaluated before they are added to the totals: small beside the totals themselves."""
 
 TOTALS_BYTES = 256 * 2**20
-"""Memory up to which every chain (or antithetic pair) has totals of its own, so that a diverged one is left out alone."""
+"""Memory up to which every chain (or antithetic pair) has totals of its own: a diverged one is left out alone."""
 
 DIVERGED = 100.0
 """A chain has diverged where L(w) − L(w*) exceeds this many times 1 + |L(w*)|: no posterior of use reaches there."""
@@ -127,7 +127,7 @@ class Run:
         return minibatch(self.state.seed, replicas, self.state.step, self.batch_size, count)
 
     def accumulate_gradients(self, pool: Workers[Runners], samples: Tensor, chains: range, tile: int) -> None:
-        """Add the gradients of some replicas' minibatch losses, in every cell, to the bank; `samples` `[chains, batch]`.
+        """Add the gradients of some replicas' minibatch losses, in all cells, to the bank; `samples` `[chains, batch]`.
 
         Replicas of different cells share minibatches, and what is recalled of them.
         """
@@ -283,7 +283,7 @@ def sample(
         probes: name to samples whose losses are tracked; None tracks the posterior's data.
         chains: chains per component, all starting at w*.
         draws: draws per chain after `burn_in` draws are thrown away, `steps_between_draws` steps apart.
-        batch_size: samples of a chain's gradient, drawn with replacement: chain i of every component sees the same ones.
+        batch_size: samples of a chain's gradient, drawn with replacement; chain i of every component sees the same.
         shared_minibatches: let all chains see the same ones. Standard errors then leave out the noise of minibatches.
         antithetic: run chains in pairs that share minibatches and have opposite noise.
         groups: independent groups of chains per component for the standard errors; None for up to 16.

@@ -82,7 +82,7 @@ class Modules:
         return self.made[()][0]
 
     def from_layer(self, suffix: FromLayer) -> tuple[WithModel, list[Recall]]:
-        """All modules but the layers before the first; what recalls in their place, one for each of the suffix's keys."""
+        """All modules but the layers before the first; what recalls in their place, one for each key."""
         key = (suffix.layer(suffix.first - 1), *suffix.keys)
         if key not in self.made:
             with_model = self.copy()

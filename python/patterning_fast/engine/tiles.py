@@ -16,27 +16,26 @@ WORTH = 0.9
 
 
 def fastest_tile(chains: int, run: Callable[[int], None], device: torch.device) -> int:
-    """The number of chains for which `run(number)` takes least time per chain; larger ones are tried while they gain."""
+    """The number of chains for which `run(number)` takes least time a chain; larger ones are tried while they gain."""
     best, fastest = 1, float("inf")
     for tile in CANDIDATES:
         if tile > chains:
             break
-        first = timed(lambda tile=tile: run(tile), device)
-        if first > SLOW and device.type == "cpu":
+        if timed(run, tile, device) > SLOW and device.type == "cpu":
             break
-        seconds = min(timed(lambda tile=tile: run(tile), device) for _ in range(3)) / tile
+        seconds = min(timed(run, tile, device) for _ in range(3)) / tile
         if seconds > WORTH * fastest:
             break
         best, fastest = tile, seconds
     return best
 
 
-def timed(run: Callable[[], None], device: torch.device) -> float:
-    """Seconds that a call takes, on the device too."""
+def timed(run: Callable[[int], None], tile: int, device: torch.device) -> float:
+    """Seconds that `run(tile)` takes, on the device too."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()
-    run()
+    run(tile)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - started

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
-from arviz_stats.base import array_stats
+from arviz_stats.base.array import array_stats
 from torch import Tensor
 
 from patterning_fast.chains.plan import ChainPlan
@@ -78,7 +78,7 @@ class Statistics:
         return alive if len(alive) > 1 else alive[:0]
 
     def by_group(self, component: int, statistic: Callable[[Means], Tensor]) -> Tensor:
-        """Pseudo-values `[healthy groups, ...]` of a statistic of one component's chains: their mean is the estimate."""
+        """Pseudo-values `[healthy groups, ...]` of a statistic of a component's chains: their mean is the estimate."""
         return pseudo_values(statistic, self.grouped.means(self.groups(component)))
 
     def rows(self, component: int) -> slice:
@@ -179,13 +179,15 @@ class Statistics:
                 np.array(reliability),
                 {"long_name": f"split-half reliability of {part.long_name}", "units": "1"},
             )
-        reliable = result["chi_reliability"].clip(1e-9, 1.0)
+        reliable = np.clip(result["chi_reliability"].values, 1e-9, 1.0)
         healthy = np.array(
             [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
         )
         odds = TARGET_R**2 / (1 - TARGET_R**2)
-        result["chains_for_r_0.9"] = (healthy * odds * (1 - reliable) / reliable).assign_attrs(
-            long_name="chains of each component for which chi correlates 0.9 with its true value", units="chains"
+        result["chains_for_r_0.9"] = (
+            "component",
+            healthy * odds * (1 - reliable) / reliable,
+            {"long_name": "chains a component for which chi correlates 0.9 with its true value", "units": "chains"},
         )
         result.attrs["sign"] = "chi > 0: up-weighting the token raises the posterior mean of phi = L(w) - L(w*)"
         return result

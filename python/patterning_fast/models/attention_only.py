@@ -45,9 +45,13 @@ class AttentionOnlyLM(nn.Module):
         """The residual stream `[batch, T, width]` before the first layer and after each."""
         streams = [F.embedding(tokens, self.embedding)]
         cos, sin = self.rotary(tokens.shape[-1])
-        for layer in self.layers:
+        for layer in self.attention_layers():
             streams.append(streams[-1] + layer(streams[-1], cos, sin))
         return streams
+
+    def attention_layers(self) -> list[AttentionLayer]:
+        """The layers, or what stands in for them."""
+        return list(self.layers)  # type: ignore[arg-type]
 
     def rotary(self, length: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the first positions, each `[length, head_width]`."""
@@ -60,8 +64,7 @@ class AttentionOnlyLM(nn.Module):
         cos, sin = self.rotary(length)
         future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
         patterns = []
-        for layer, hidden in zip(self.layers, self.streams(tokens), strict=False):
-            assert isinstance(layer, AttentionLayer)
+        for layer, hidden in zip(self.attention_layers(), self.streams(tokens), strict=False):
             query, key, _ = queries_keys_values(layer.norm(hidden), layer.qkv, cos, sin)
             scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
             patterns.append(scores.masked_fill(future, -torch.inf).softmax(-1))
@@ -77,7 +80,7 @@ class AttentionOnlyLM(nn.Module):
                 ],
                 f"layers.{index}.output": [(head * layer.head_size, (head + 1) * layer.head_size)],
             }
-            for index, layer in enumerate(self.layers)
+            for index, layer in enumerate(self.attention_layers())
             for head in range(self.heads)
         }
 
@@ -108,7 +111,7 @@ class AttentionLayer(nn.Module):
         return self.mix(self.norm(hidden), self.qkv, cos, sin) @ self.output.flatten(0, 1)
 
     def mix(self, normed: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """What some heads, of weights `qkv` `[3, heads, head_width, width]`, gather: `[batch, T, heads · head_width]`."""
+        """What heads of weights `qkv` `[3, heads, head_width, width]` gather, `[batch, T, heads · head_width]`."""
         query, key, value = queries_keys_values(normed, qkv, cos, sin)
         return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from patterning_fast.posterior.losses import LogitFactors
 
 if TYPE_CHECKING:
-    from patterning_fast.models.attention_only import AttentionLayer, AttentionOnlyLM
+    from patterning_fast.models.attention_only import AttentionOnlyLM
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class HeadSuffixRunner:
 
     def __init__(self, suffix: HeadSuffix) -> None:
         self.suffix, self.model = suffix, suffix.model
-        layer: AttentionLayer = self.model.layers[suffix.layer]  # type: ignore[assignment]
+        layer = self.model.attention_layers()[suffix.layer]
         self.qkv = layer.qkv[:, suffix.head].detach()
         self.output = layer.output[suffix.head].detach()
         self.own = slice(suffix.head * len(self.output), (suffix.head + 1) * len(self.output))
@@ -73,7 +73,8 @@ class HeadSuffixRunner:
 
     def mix(self, normed: Tensor, qkv: Tensor) -> Tensor:
         """What the head's attention gathers, `[batch, T, head_width]`."""
-        return self.model.layers[self.suffix.layer].mix(normed, qkv[:, None], *self.model.rotary(normed.shape[-2]))  # type: ignore[operator]
+        layer = self.model.attention_layers()[self.suffix.layer]
+        return layer.mix(normed, qkv[:, None], *self.model.rotary(normed.shape[-2]))
 
 
 class Recording(nn.Module):
@@ -85,11 +86,11 @@ class Recording(nn.Module):
 
     def logit_factors(self, tokens: Tensor) -> LogitFactors:
         runner, model = self.runner, self.runner.model
-        layer = runner.suffix.layer
-        streams = model.streams(tokens)
-        normed = model.layers[layer].norm(streams[layer])  # type: ignore[operator]
-        mixed = model.layers[layer].mix(normed, model.layers[layer].qkv, *model.rotary(tokens.shape[-1]))  # type: ignore[operator]
-        self.recorded = dict(zip(runner.suffix.keys, (normed, mixed, streams[layer + 1]), strict=False))
+        at, streams = runner.suffix.layer, model.streams(tokens)
+        layer = model.attention_layers()[at]
+        normed = layer.norm(streams[at])
+        mixed = layer.mix(normed, layer.qkv, *model.rotary(tokens.shape[-1]))
+        self.recorded = dict(zip(runner.suffix.keys, (normed, mixed, streams[at + 1]), strict=False))
         if runner.suffix.recalls_logits:
             self.recorded["logits"] = streams[-1] @ runner.from_stream.T
         return LogitFactors(model.final_norm(streams[-1]), model.unembedding)
@@ -115,7 +116,7 @@ class Recalling(nn.Module):
         stream = stream + mixed @ self.output - known_mixed @ runner.output
         if not logits:
             cos, sin = model.rotary(tokens.shape[-1])
-            for layer in model.layers[runner.suffix.layer + 1 :]:
+            for layer in model.attention_layers()[runner.suffix.layer + 1 :]:
                 stream = stream + layer(stream, cos, sin)
             return LogitFactors(model.final_norm(stream), model.unembedding)
         scale = (stream.var(-1, correction=0) + model.final_norm.eps).rsqrt()
@@ -128,4 +129,4 @@ class Recalling(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         hidden, unembedding, offset, scale = self.logit_factors(tokens)
         logits = F.linear(hidden, unembedding)
-        return logits if offset is None else torch.addcmul(logits, offset, scale[..., None])
+        return logits if offset is None or scale is None else torch.addcmul(logits, offset, scale[..., None])

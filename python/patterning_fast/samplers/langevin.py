@@ -116,14 +116,15 @@ def init(bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed
     Raises TypeError or ValueError for tensors that are not float32 `[rows]`, or an lr that is not finite and > 0.
     """
     device, rows = bank.params.device, bank.plan.rows
-    numbers = {"lr": lr, "n_beta": n_beta, "localization": localization}
-    for name, tensor in numbers.items():
+    for name, tensor in {"lr": lr, "n_beta": n_beta, "localization": localization}.items():
         check_tensor("init", name, tensor, torch.float32, (rows,))
     wrong = lr[~(lr.isfinite() & (lr > 0))]
     if wrong.numel():
         raise ValueError(f"lr must be finite and > 0 in every row, got {float(wrong[0])}")
     return LangevinState(
-        **{name: tensor.to(device, copy=True) for name, tensor in numbers.items()},
+        lr=lr.to(device, copy=True),
+        n_beta=n_beta.to(device, copy=True),
+        localization=localization.to(device, copy=True),
         noise_scale=bank.plan.noise_scale().to(device),
         chain_ids=bank.plan.chain_ids().to(device),
         seed=torch.tensor(seed, device=device),
