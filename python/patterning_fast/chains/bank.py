@@ -13,7 +13,7 @@ from patterning_fast.chains.plan import ChainPlan
 class ChainBank:
     """Rows of float32 parameters, all starting at w*; a row holds only what its component moves.
 
-    What autograd sees are views. `params` and `grads` are flat `[total]`; `centers` holds each component's w* once, for all its chains.
+    `params` and `grads` are flat `[total]`; what autograd sees are views. `centers` holds each component's w* once.
     """
 
     def __init__(self, plan: ChainPlan, parameters: Mapping[str, Tensor]) -> None:

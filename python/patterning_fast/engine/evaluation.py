@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +23,8 @@ from patterning_fast.posterior.losses import Batch
 LOSS_SAMPLES = "samples of L"
 """Name of the evaluation set that is only there for L."""
 
-EVALUATION_BATCH = 16
-"""Samples per forward pass where only losses are wanted: enough to fill vectors, few enough to stay in cache."""
+EVALUATED_TOGETHER = 1024
+"""Losses per forward pass where only losses are wanted: enough to fill vectors, few enough to stay in cache."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class EvaluationSet:
         """Write this set's losses on `moved` `[chains, ...]` into its columns of `out` `[chains, losses]`."""
         chains, at = len(out), self.columns.start
         with torch.no_grad():
-            for start in range(0, sample_count(self.data), EVALUATION_BATCH):
-                here = slice(start, start + EVALUATION_BATCH)
+            for here in self.parts():
                 batch, known = take(self.data, here), recalled(recorded, suffix, here)
 
                 def one(moved: Mapping[str, Tensor], batch: Batch = batch, known: Recorded = known) -> Tensor:
@@ -57,6 +57,11 @@ class EvaluationSet:
                 losses = on_chains(one, chains, moved)
                 out[:, at : at + losses.shape[1]] = losses
                 at += losses.shape[1]
+
+    def parts(self) -> list[slice]:
+        """The samples, in slices that are evaluated together."""
+        samples = max(1, EVALUATED_TOGETHER // math.prod(self.loss_shape))
+        return [slice(start, start + samples) for start in range(0, sample_count(self.data), samples)]
 
     def coordinates(self) -> dict[str, np.ndarray]:
         """Where each loss comes from: `probe`, `sample` and, for losses per token, `position`."""
@@ -115,10 +120,10 @@ def losses_at_center(posterior: LocalPosterior, sets: list[EvaluationSet], pool:
     def one(_: Any, each: EvaluationSet) -> None:
         at = each.columns.start
         with torch.no_grad():
-            for start in range(0, sample_count(each.data), EVALUATION_BATCH):
-                here = posterior.loss(posterior.model, take(each.data, slice(start, start + EVALUATION_BATCH)))
-                losses[at : at + here.numel()] = here.flatten()
-                at += here.numel()
+            for here in each.parts():
+                values = posterior.loss(posterior.model, take(each.data, here))
+                losses[at : at + values.numel()] = values.flatten()
+                at += values.numel()
 
     pool.each(one, sets)
     for each in sets:
