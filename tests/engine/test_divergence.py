@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import patterning_fast as pf
+from patterning_fast.chains.plan import Setting
 from patterning_fast.engine import sample as engine
 from patterning_fast.engine.sample import Run, advice
-from patterning_fast.chains.plan import Setting
 from patterning_fast.samplers.langevin import Sampler
 from tests.models import language_model, language_posterior, tokens
 
@@ -105,9 +105,9 @@ def test_losses_that_are_finite_but_absurd_do_not_pass() -> None:
         lambda model, x: -model(x),
         torch.rand(8, 3) + 0.5,
         n_beta=1.0,
-        localization=0.1,  # type: ignore[arg-type]
+        localization=0.1,
     )
-    with pytest.raises(pf.ChainDivergedError, match="at lr=0.3 the loss gradient drives them away: lower lr"):
+    with pytest.raises(pf.ChainDivergedError, match=r"at lr=0\.3 the loss gradient drives them away: lower lr"):
         pf.sample(posterior, pf.SGLD(0.3), **SMALL | {"draws": 100})
 
 

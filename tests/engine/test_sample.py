@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
@@ -163,3 +164,21 @@ def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
 def test_bad_step_sizes_are_refused(lr: float) -> None:
     with pytest.raises(ValueError, match="lr must be a finite number > 0"):
         pf.SGLD(lr)
+
+
+def test_bfloat16_says_how_much_it_rounds() -> None:
+    heads = pf.attention_heads(language_model())
+    sampling: dict[str, Any] = {"components": heads, "chains": 4, "draws": 8, "groups": 2}
+    exact, rounded = run(**sampling), run(precision="bfloat16", **sampling)
+    rounding = rounded.diagnostics()["rounding"].values
+    # 2⁻⁹ of logits near 1, beside fluctuations of some hundredths; float32 rounds 2¹⁶ times less.
+    assert (rounding > 1e-3).all()
+    assert (rounding < 1).all()
+    assert float(exact.diagnostics()["rounding"].max()) == 0
+    # Gradients are float32: the chains are the same, and only what is seen of them is rounded.
+    assert torch.equal(exact.traces.distance, rounded.traces.distance)
+    for name in heads:
+        one, other = (each.susceptibilities()["chi"].sel(component=name).values for each in (exact, rounded))
+        assert np.corrcoef(one, other)[0, 1] > 0.9
+    with pytest.raises(ValueError, match=r"precision must be one of \('float32', 'bfloat16'\), got 'half'"):
+        run(precision="half")

@@ -50,8 +50,8 @@ def test_parts_of_chi_are_their_definitions(generator: torch.Generator) -> None:
     phi = losses.mean(-1) + 0.3 + torch.randn(2, 5, 7, generator=generator)
     losses[0] += 0.5 * phi[0, ..., None]
     chi = statistics_of(losses, phi).susceptibilities()
-    l, p = losses.double(), phi.double()
-    relative = l - p[..., None]  # l_z − L, but for constants
+    p = phi.double()
+    relative = losses.double() - p[..., None]  # l_z − L, but for constants
 
     def between_chains(first: Tensor, second: Tensor) -> Tensor:
         """E[first]·E[second] of independent chains: over all pairs of different ones."""
@@ -129,7 +129,7 @@ def test_gradient_noise_is_that_of_minibatches() -> None:
     torch.manual_seed(0)
     x = torch.randn(64, 5) + 0.5
     model = torch.nn.Linear(5, 1, bias=False)
-    posterior = pf.LocalPosterior(model, lambda model, x: model(x).squeeze(1), x, n_beta=3.0, localization=10.0)  # type: ignore[arg-type]
+    posterior = pf.LocalPosterior(model, lambda model, x: model(x).squeeze(1), x, n_beta=3.0, localization=10.0)
     found = pf.sample(posterior, pf.SGLD(1e-3), chains=2000, draws=1, batch_size=8, groups=4, tile=1000, progress=False)
     health = found.diagnostics()
     variance, mean = x.var(0, correction=0).mean(), x.mean(0).square().mean()

@@ -73,8 +73,8 @@ def calibrate(
     runs = sample_settings(
         posterior, sampler, settings, components=components, probes=probes, chains=chains, draws=draws,
         burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size, shared_minibatches=False,
-        antithetic=False, groups=None, loss_samples=loss_samples, loss_kernel=False, tile=tile, seed=seed,
-        progress=progress,
+        antithetic=False, groups=None, loss_samples=loss_samples, loss_kernel=False, precision="float32", tile=tile,
+        seed=seed, progress=progress,
     )  # fmt: skip
     found = [findings(run) for run in runs]
     shape = tuple(len(values) for values in axes.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,14 @@ LOSS_SAMPLES = "samples of L"
 
 EVALUATED_TOGETHER = 1024
 """Losses per forward pass where only losses are wanted: enough to fill vectors, few enough to stay in cache."""
+
+
+Precision = Literal["float32", "bfloat16"]
+
+
+def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """Where matrix products are made in a precision; sums, norms and losses stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -113,13 +121,15 @@ def evaluation_sets(posterior: LocalPosterior, sets: list[tuple[str, Batch]]) ->
     return laid_out
 
 
-def losses_at_center(posterior: LocalPosterior, sets: list[EvaluationSet], pool: Workers[Any]) -> Tensor:
+def losses_at_center(
+    posterior: LocalPosterior, sets: list[EvaluationSet], pool: Workers[Any], precision: Precision
+) -> Tensor:
     """Losses `[losses]` of all sets at w*; raises ValueError that names the samples where one is not finite."""
     losses = torch.empty(sets[-1].columns.stop, device=next(posterior.model.parameters()).device)
 
     def one(_: Any, each: EvaluationSet) -> None:
         at = each.columns.start
-        with torch.no_grad():
+        with torch.no_grad(), computing_in(precision, losses.device):
             for here in each.parts():
                 values = posterior.loss(posterior.model, take(each.data, here))
                 losses[at : at + values.numel()] = values.flatten()

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from patterning_fast.chains.bank import ChainBank
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
+    Precision,
+    computing_in,
     joint_coordinates,
     lay_out_sets,
     losses_at_center,
@@ -44,7 +47,7 @@ TOTALS_BYTES = 256 * 2**20
 """Memory up to which every chain (or antithetic pair) has totals of its own: a diverged one is left out alone."""
 
 DIVERGED = 100.0
-"""A chain has diverged where L(w) − L(w*) exceeds this many times 1 + |L(w*)|: no posterior of use reaches there."""
+"""A chain has diverged where |L(w) − L(w*)| exceeds this many times 1 + |L(w*)|: no posterior of use reaches there."""
 
 
 class ChainDivergedError(RuntimeError):
@@ -71,6 +74,7 @@ class Run:
     traces: ChainTraces
     batch_size: int
     shared_minibatches: bool
+    precision: Precision
     tile: int = 1
     losses: Tensor = field(init=False)
     observables: Tensor = field(init=False)
@@ -189,23 +193,36 @@ class Run:
         self.traces.distance[:, draw] = self.bank.distances().cpu()
         for start in range(0, self.plan.rows, len(self.losses)):
             block = range(start, min(start + len(self.losses), self.plan.rows))
-            self.evaluate(pool, block)
+            self.evaluate(pool, block, self.precision)
             now = slice(0, len(block))
             phi = self.observables[now, 0].double().cpu()
             self.freeze_diverged(block, phi, draw)
             rows = slice(block.start, block.stop)
             self.traces.phi[rows, draw] = phi.masked_fill(self.traces.diverged[rows], math.nan)
             self.totals.update(self.losses[now, : self.tracked].contiguous(), self.observables[now], self.bundles[rows])
+            if self.precision == "bfloat16" and draw == self.traces.phi.shape[1] - 1:
+                self.traces.rounding[rows] = self.rounding(pool, block)
 
-    def evaluate(self, pool: Workers[Runners], block: range) -> None:
+    def rounding(self, pool: Workers[Runners], block: range) -> Tensor:
+        """Root mean square error of l − l(w*) as evaluated, over that of l − l(w*) in float32, `[rows]`."""
+        tracked = slice(0, self.tracked)
+        found = (self.losses - self.reference)[: len(block), tracked]
+        self.evaluate(pool, block, "float32")
+        exact = (
+            self.losses[: len(block), tracked] - losses_at_center(self.posterior, self.sets, pool, "float32")[tracked]
+        )
+        return ((found - exact).square().mean(1) / exact.square().mean(1)).sqrt().cpu()
+
+    def evaluate(self, pool: Workers[Runners], block: range, precision: Precision) -> None:
         """Write the losses and observables of some rows into the top of `losses` and `observables`."""
 
         def one(runners: Runners, rows: slice) -> None:
             suffix = self.suffix(rows.start // self.plan.chains)
             here = slice(rows.start - block.start, rows.stop - block.start)
             own, moved = self.losses[here], self.bank.leaves(rows)
-            for each, recorded in zip(self.sets, self.recordings.of_sets, strict=True):
-                each.losses(self.posterior, suffix, runners[suffix], moved, recorded, own)
+            with computing_in(precision, own.device):
+                for each, recorded in zip(self.sets, self.recordings.of_sets, strict=True):
+                    each.losses(self.posterior, suffix, runners[suffix], moved, recorded, own)
             shift = own - self.reference
             self.observables[here, 0] = shift[:, self.loss_set.columns].double().mean(1).float()
             self.observables[here, 1:] = shift[:, : self.observables.shape[1] - 1]
@@ -217,7 +234,7 @@ class Run:
         """Freeze the rows that have diverged since the last draw; nothing of their bundle counts from now on."""
         limit = DIVERGED * (1 + abs(float(self.reference[self.loss_set.columns].mean())))
         finite = torch.isfinite(self.losses[: len(block)].sum(1)).cpu()
-        lost = (~finite | (phi > limit)) & ~self.traces.diverged[block.start : block.stop]
+        lost = (~finite | (phi.abs() > limit)) & ~self.traces.diverged[block.start : block.stop]
         for row in (lost.nonzero().squeeze(1) + block.start).tolist():
             self.traces.diverged[row] = True
             self.state.freeze(self.bank, row)
@@ -269,6 +286,7 @@ def sample(
     groups: int | None = None,
     loss_samples: int | None = None,
     loss_kernel: bool = False,
+    precision: Precision = "float32",
     tile: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -290,6 +308,8 @@ def sample(
         groups: independent groups of chains per component for the standard errors; None for up to 16.
         loss_samples: evaluate L on that many of the posterior's samples, the same at every draw; None for all.
         loss_kernel: also track the co-moments of every pair of probe losses (memory grows with their number squared).
+        precision: of the forward passes for losses at draws; gradients are float32. With "bfloat16" `diagnostics()`
+            says how large its error is beside the fluctuations that χ is made of.
         tile: chains of a component that are evaluated together; None to measure which number is fastest here.
         seed: of noise, minibatches and the choice of loss_samples; the same seed and tile give the same numbers.
         progress: show a progress bar with the time left.
@@ -303,7 +323,7 @@ def sample(
         posterior, sampler, (setting,), components=components, probes=probes, chains=chains, draws=draws,
         burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size,
         shared_minibatches=shared_minibatches, antithetic=antithetic, groups=groups, loss_samples=loss_samples,
-        loss_kernel=loss_kernel, tile=tile, seed=seed, progress=progress,
+        loss_kernel=loss_kernel, precision=precision, tile=tile, seed=seed, progress=progress,
     )  # fmt: skip
     return statistics
 
@@ -325,6 +345,7 @@ def sample_settings(
     groups: int | None,
     loss_samples: int | None,
     loss_kernel: bool,
+    precision: Precision,
     tile: int | None,
     seed: int,
     progress: bool,
@@ -341,6 +362,8 @@ def sample_settings(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
     if probes is not None and not probes:
         raise ValueError(
             "probes is empty: name at least one set of samples, or pass None to track the posterior's data"
@@ -353,7 +376,7 @@ def sample_settings(
     with workers(lambda: Runners(posterior), device) as pool:
         run = start(
             posterior, sampler, plan, sets, loss_set, probe_sets[-1].columns.stop, draws, batch_size,
-            shared_minibatches, loss_kernel, seed, pool,
+            shared_minibatches, loss_kernel, precision, seed, pool,
         )  # fmt: skip
         run.tile = measured_tile(run, pool, device) if tile is None else tile
         steps = (burn_in + draws) * steps_between_draws
@@ -377,6 +400,7 @@ def sample_settings(
         "antithetic": int(antithetic),
         "loss_samples": sample_count(loss_set.data),
         "weighted": int(posterior.weights is not None),
+        "precision": precision,
         "seed": seed,
         "tile": run.tile,
         "device": str(device),
@@ -412,11 +436,12 @@ def start(
     batch_size: int,
     shared_minibatches: bool,
     loss_kernel: bool,
+    precision: Precision,
     seed: int,
     pool: Workers[Runners],
 ) -> Run:
     """A run with all chains at w*."""
-    reference = losses_at_center(posterior, sets, pool)
+    reference = losses_at_center(posterior, sets, pool, precision)
     observables = torch.zeros(1 + tracked if loss_kernel else 1, device=reference.device)
     units_per_group = plan.units // plan.groups
     most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))
@@ -443,6 +468,7 @@ def start(
         traces=ChainTraces.empty(plan, draws),
         batch_size=batch_size,
         shared_minibatches=shared_minibatches,
+        precision=precision,
     )
 
 

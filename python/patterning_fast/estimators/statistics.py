@@ -243,6 +243,7 @@ class Statistics:
         4 draws; `diverged` says which chains were left out. `gradient_noise_scale` is the batch size at which the
         minibatch gradient's noise equals its mean at w* (McCandlish et al. 2018), `gradient_noise` the variance that
         minibatches add to a step over the variance injected: the sampler's temperature is too high by that share.
+        `rounding` is the error of l − l(w*) that `precision="bfloat16"` makes, over l − l(w*).
         """
         traces, names = self.traces, self.component_names
         rows = [self.rows(at) for at in range(len(names))]
@@ -267,6 +268,7 @@ class Statistics:
                 "ess": (by_component, np.array([chain_statistic(array_stats.ess, each) for each in healthy])),
                 "gradient_noise_scale": (by_component, noise_scale, {"units": "samples"}),
                 "gradient_noise": (by_component, lr / 4 * n_beta**2 * variance, {"units": "1"}),
+                "rounding": (by_component, np.array([float(traces.rounding[each].mean()) for each in rows])),
                 "evaluated": (
                     by_component,
                     np.array(self.evaluated),

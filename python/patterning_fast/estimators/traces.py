@@ -21,6 +21,9 @@ class ChainTraces:
     gradient_noise: Tensor
     """Mean over coordinates of the square of the mean minibatch gradient at w*, and of its variance, `[cells, 2]`."""
 
+    rounding: Tensor
+    """Error of l − l(w*) over l − l(w*) at the last draw, root mean squares, float32 `[rows]`; 0 in float32."""
+
     @classmethod
     def empty(cls, plan: ChainPlan, draws: int) -> ChainTraces:
         """NaN for what is not known yet."""
@@ -29,4 +32,5 @@ class ChainTraces:
             torch.full((plan.rows, draws), torch.nan),
             torch.zeros(plan.rows, dtype=torch.bool),
             torch.full((plan.cells, 2), torch.nan, dtype=torch.float64),
+            torch.zeros(plan.rows),
         )

@@ -55,7 +55,7 @@ def flat_factors(model: nn.Module, tokens: Tensor) -> LogitFactors:
     """The model's logit factors with the dimensions of batch and position in one."""
     hidden, unembedding, offset, offset_scale = model.logit_factors(tokens)  # type: ignore[operator]
     return LogitFactors(
-        hidden.flatten(0, 1),
+        hidden.flatten(0, 1).to(unembedding.dtype),  # under autocast a product may come as bfloat16
         unembedding,
         None if offset is None else offset.flatten(0, 1),
         None if offset_scale is None else offset_scale.flatten(),
