@@ -53,6 +53,23 @@ def test_mask_of_everything_is_the_whole_parameter() -> None:
     assert each.size(dict(model.named_parameters())) == 6
 
 
+def test_flat_indices_are_masks_too() -> None:
+    model = nn.Linear(3, 2)
+    mask = torch.tensor([[False, True, False], [True, True, False]])
+    by_mask, by_index = (pf.component(model, "c", {"weight": each}) for each in (mask, torch.tensor([1, 3, 4])))
+    for each in (by_mask, by_index):
+        index = each.coordinates["weight"]
+        assert index is not None
+        assert index.tolist() == [1, 3, 4]
+    assert pf.component(model, "all", {"weight": torch.arange(6)}).coordinates == {"weight": None}
+
+
+@pytest.mark.parametrize("wrong", [[1, 1], [2, 1], [-1, 2], [0, 6]])
+def test_indices_that_name_no_coordinate_or_one_twice_are_refused(wrong: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"indices of 'weight' must rise, each in \[0, 6\)"):
+        pf.component(nn.Linear(3, 2), "c", {"weight": torch.tensor(wrong)})
+
+
 def test_full_is_always_added_last() -> None:
     model = language_model()
     assert [each.name for each in resolve_components(model, None)] == ["full"]

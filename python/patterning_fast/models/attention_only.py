@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from patterning_fast.models.head_suffix import HeadSuffix
 from patterning_fast.posterior.components import Component
-from patterning_fast.posterior.losses import LogitFactors
+from patterning_fast.posterior.decoders import LogitFactors
 
 
 class AttentionOnlyLM(nn.Module):
@@ -70,19 +70,17 @@ class AttentionOnlyLM(nn.Module):
             patterns.append(scores.masked_fill(future, -torch.inf).softmax(-1))
         return torch.stack(patterns)
 
-    def attention_head_parameters(self) -> dict[str, dict[str, list[tuple[int, int]]]]:
-        """Head name ("l0h1") to the ranges `(start, stop)` it owns in each flattened parameter."""
-        return {
-            f"l{index}h{head}": {
-                f"layers.{index}.qkv": [
-                    ((part * self.heads + head) * layer.head_size, (part * self.heads + head + 1) * layer.head_size)
-                    for part in range(3)
-                ],
-                f"layers.{index}.output": [(head * layer.head_size, (head + 1) * layer.head_size)],
-            }
-            for index, layer in enumerate(self.attention_layers())
-            for head in range(self.heads)
-        }
+    def attention_head_parameters(self) -> dict[str, dict[str, Tensor]]:
+        """Head name ("l0h1") to the flat indices it owns in each parameter."""
+        heads = {}
+        for index, layer in enumerate(self.attention_layers()):
+            qkv, output = (torch.arange(each.numel()).view(each.shape) for each in (layer.qkv, layer.output))
+            for head in range(self.heads):
+                heads[f"l{index}h{head}"] = {
+                    f"layers.{index}.qkv": qkv[:, head].flatten(),
+                    f"layers.{index}.output": output[head].flatten(),
+                }
+        return heads
 
     def head_suffixes(self, component: Component) -> list[HeadSuffix]:
         """Ways to run only what a component's chains need, the best first: some if it is a single head, else none."""
@@ -102,7 +100,6 @@ class AttentionLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, head_width: int, output_scale: float) -> None:
         super().__init__()
-        self.head_size = head_width * width
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Parameter(torch.randn(3, heads, head_width, width) / width**0.5)
         self.output = nn.Parameter(torch.randn(heads, head_width, width) * output_scale / width**0.5)
@@ -136,12 +133,9 @@ def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return vectors * cos + torch.cat((-second, first), -1) * sin
 
 
-def same_coordinates(component: Component, owned: dict[str, list[tuple[int, int]]]) -> bool:
-    """Whether a component moves exactly some ranges of parameters, none of them whole."""
+def same_coordinates(component: Component, owned: dict[str, Tensor]) -> bool:
+    """Whether a component moves exactly some indices of parameters, of none all."""
     if component.coordinates.keys() != owned.keys():
         return False
-    for name, ranges in owned.items():
-        index, wanted = component.coordinates[name], torch.cat([torch.arange(*each) for each in ranges])
-        if index is None or not torch.equal(index, wanted):
-            return False
-    return True
+    moving = [component.coordinates[name] for name in owned]
+    return all(index is not None and torch.equal(index, own) for index, own in zip(moving, owned.values(), strict=True))

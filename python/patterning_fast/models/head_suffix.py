@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patterning_fast.posterior.losses import LogitFactors
+from patterning_fast.posterior.decoders import LogitFactors
 
 if TYPE_CHECKING:
     from patterning_fast.models.attention_only import AttentionOnlyLM

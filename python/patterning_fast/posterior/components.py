@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from patterning_fast.posterior import decoders
 
 FULL = "full"
 """The component of all parameters."""
@@ -27,11 +30,18 @@ class Component:
 
 
 def component(model: nn.Module, name: str, masks: Mapping[str, Tensor | None] | Iterable[str]) -> Component:
-    """A component from parameter names, or from boolean masks of the parameters' shapes (None: the whole of it).
+    """A component from parameter names, or from what moves of each parameter: a boolean mask of its shape, flat
+    indices (int64, rising), or None for the whole.
 
     Raises ValueError for parameters the model lacks, masks of another shape or kind, or nothing that moves.
     """
-    parameters = dict(model.named_parameters())
+    return component_of(dict(model.named_parameters()), name, masks)
+
+
+def component_of(
+    parameters: Mapping[str, Tensor], name: str, masks: Mapping[str, Tensor | None] | Iterable[str]
+) -> Component:
+    """`component` for a model with these parameters, which many components then need not look up again."""
     wanted = dict(masks) if isinstance(masks, Mapping) else dict.fromkeys(masks)
     coordinates: dict[str, Tensor | None] = {}
     for parameter, mask in wanted.items():
@@ -42,18 +52,30 @@ def component(model: nn.Module, name: str, masks: Mapping[str, Tensor | None] | 
         if mask is None:
             coordinates[parameter] = None
             continue
-        shape = parameters[parameter].shape
-        if mask.dtype != torch.bool or mask.shape != shape:
-            raise ValueError(
-                f"component {name!r}: the mask of {parameter!r} must be bool of shape {list(shape)}, "
-                f"got {mask.dtype} of shape {list(mask.shape)}"
-            )
-        index = mask.flatten().nonzero().squeeze(1).cpu()
+        index = flat_index(name, parameter, mask, parameters[parameter].shape)
         if index.numel():
-            coordinates[parameter] = None if index.numel() == mask.numel() else index
+            coordinates[parameter] = None if index.numel() == parameters[parameter].numel() else index
     if not coordinates:
         raise ValueError(f"component {name!r} is empty: nothing in it would move")
     return Component(name, coordinates)
+
+
+def flat_index(component: str, parameter: str, mask: Tensor, shape: torch.Size) -> Tensor:
+    """The flat indices of a mask or of indices, checked."""
+    if mask.dtype == torch.bool and mask.shape == shape:
+        return mask.flatten().nonzero().squeeze(1).cpu()
+    if mask.dtype != torch.int64 or mask.dim() != 1:
+        raise ValueError(
+            f"component {component!r}: the mask of {parameter!r} must be bool of shape {list(shape)}, "
+            f"got {mask.dtype} of shape {list(mask.shape)}; flat indices in its place must be int64 of shape [n]"
+        )
+    index = mask.cpu()
+    bounded = np.concatenate(([-1], index.numpy(), [shape.numel()]))
+    if not (np.diff(bounded) > 0).all():
+        raise ValueError(
+            f"component {component!r}: the indices of {parameter!r} must rise, each in [0, {shape.numel()}) and once"
+        )
+    return index
 
 
 def full(model: nn.Module) -> Component:
@@ -66,6 +88,7 @@ def layers(model: nn.Module) -> dict[str, Component]:
 
     Raises ValueError for a model without such stacks; build components by `component` there.
     """
+    parameters = dict(model.named_parameters())
     found = {}
     for stack_name, stack in model.named_modules():
         if isinstance(stack, nn.ModuleList | nn.Sequential):
@@ -73,7 +96,7 @@ def layers(model: nn.Module) -> dict[str, Component]:
                 name = f"{stack_name}.{index}" if stack_name else index
                 inside = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters()]
                 if inside:
-                    found[name] = component(model, name, inside)
+                    found[name] = component_of(parameters, name, inside)
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no nn.ModuleList or nn.Sequential of layers; "
@@ -85,26 +108,22 @@ def layers(model: nn.Module) -> dict[str, Component]:
 def attention_heads(model: nn.Module) -> dict[str, Component]:
     """One component for each attention head, by name ("l0h1": layer 0, head 1).
 
-    Heads are read from `model.attention_head_parameters()`, which the built-in models have: head name to the ranges
-    `(start, stop)` it owns in each flattened parameter. Raises ValueError for a model without it.
+    A head is its queries, keys, values and output weights, without what all heads share. With grouped-query attention
+    heads share keys and values too: these move in each head of their group, so such heads overlap.
+
+    Known are the Hugging Face decoders in `posterior/decoders.py` and models with a method
+    `attention_head_parameters()`: head name to the flat indices it owns in each parameter, int64 and rising, as the
+    built-in models have it. Raises ValueError for others.
     """
     describe = getattr(model, "attention_head_parameters", None)
-    if describe is None:
+    heads = decoders.attention_head_parameters(model) if describe is None else describe()
+    if heads is None:
         raise ValueError(
             f"{type(model).__name__} does not say where its heads lie: give it a method attention_head_parameters() "
             "(see AttentionOnlyLM), or build the heads with pf.component(model, name, masks)"
         )
     parameters = dict(model.named_parameters())
-    heads = {}
-    for head, owned in describe().items():
-        masks = {}
-        for parameter, ranges in owned.items():
-            mask = torch.zeros(parameters[parameter].numel(), dtype=torch.bool)
-            for start, stop in ranges:
-                mask[start:stop] = True
-            masks[parameter] = mask.view(parameters[parameter].shape)
-        heads[head] = component(model, head, masks)
-    return heads
+    return {head: component_of(parameters, head, owned) for head, owned in heads.items()}
 
 
 def resolve_components(model: nn.Module, components: Mapping[str, Component] | None) -> list[Component]:

@@ -11,7 +11,8 @@ from patterning_fast.posterior.losses import Batch, Loss
 def check_data(name: str, data: Batch, model: nn.Module) -> None:
     """Raise TypeError or ValueError unless `data` is samples along a common first dimension that `model` can take.
 
-    Token ids are held to what the model says of itself: attributes `vocabulary` and `context`, where it has them.
+    Token ids are held to what the model says of itself, where it does: attributes `vocabulary` and `context`, or
+    Hugging Face's `config.vocab_size` and `config.max_position_embeddings`.
     """
     tensors = data if isinstance(data, tuple) else (data,)
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -24,7 +25,9 @@ def check_data(name: str, data: Batch, model: nn.Module) -> None:
     tokens = tensors[0]
     if tokens.is_floating_point() or tokens.dim() != 2:
         return
-    vocabulary, context = getattr(model, "vocabulary", None), getattr(model, "context", None)
+    config = getattr(model, "config", None)
+    vocabulary = getattr(model, "vocabulary", getattr(config, "vocab_size", None))
+    context = getattr(model, "context", getattr(config, "max_position_embeddings", None))
     if isinstance(vocabulary, int) and (int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary):
         raise ValueError(
             f"{name}: token ids lie in [{int(tokens.min())}, {int(tokens.max())}], outside the model's vocabulary "

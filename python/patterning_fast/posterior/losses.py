@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patterning_fast import ops
+from patterning_fast.posterior.decoders import LogitFactors, logit_factors
 
 Batch = Tensor | tuple[Tensor, ...]
 """Samples along the first dimension; a tuple for inputs with targets, e.g. `(x, y)`."""
@@ -16,47 +17,48 @@ Batch = Tensor | tuple[Tensor, ...]
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
-class LogitFactors(NamedTuple):
-    """What logits `[batch, T, vocabulary]` are made of: hidden @ unembeddingᵀ, plus offset_scale·offset where known."""
-
-    hidden: Tensor
-    """`[batch, T, width]`"""
-    unembedding: Tensor
-    """`[vocabulary, width]`"""
-    offset: Tensor | None = None
-    """`[batch, T, vocabulary]`"""
-    offset_scale: Tensor | None = None
-    """`[batch, T]`"""
-
-
 def next_token(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross entropy of each next token: tokens `[batch, T + 1]` to `[batch, T]`; the model maps tokens to logits.
+    """Cross entropy of each next token: tokens `[batch, T + 1]` to `[batch, T]`.
 
-    A model with a method `logit_factors(tokens)` never holds its logits.
+    `model` maps tokens to logits, or to an object that has them as `logits`. A model that says what its logits are a
+    product of, by a method `logit_factors(tokens)`, is asked for that instead, and so are the Hugging Face decoders in
+    `posterior/decoders.py`: logits are then never held. Raises TypeError for a batch with targets, or a model without
+    logits.
     """
     tokens, labels = inputs_and_labels(batch)
-    if hasattr(model, "logit_factors"):
-        factors, labels = flat_factors(model, tokens), labels.flatten()
-        return ops.linear_cross_entropy(
+    factors = flat_factors(model, tokens)
+    if factors is not None:
+        losses = ops.linear_cross_entropy(
             factors.hidden, factors.unembedding, labels, offset=factors.offset, offset_scale=factors.offset_scale
-        ).view(tokens.shape)
-    logits = model(tokens)
-    return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction="none").view(tokens.shape)
+        )
+    else:
+        output = model(tokens)
+        logits = getattr(output, "logits", output)
+        if not isinstance(logits, Tensor):
+            raise TypeError(
+                f"next_token needs logits [batch, T, vocabulary] from the model, but {type(model).__name__} returned "
+                f"{type(output).__name__}; if it is the body of a language model, pass the model with its head"
+            )
+        losses = F.cross_entropy(logits.flatten(0, -2), labels, reduction="none")
+    return losses.view(tokens.shape)
 
 
 def inputs_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Tokens to predict from and tokens to predict, each `[batch, T]`, of tokens `[batch, T + 1]`."""
+    """Of tokens `[batch, T + 1]`, those to predict from, `[batch, T]`, and those to predict, `[batch · T]`."""
     if not isinstance(batch, Tensor):
         raise TypeError("next_token takes token ids [batch, T + 1] alone, without targets")
-    return batch[:, :-1], batch[:, 1:].long()
+    return batch[:, :-1], batch[:, 1:].flatten().long().contiguous()
 
 
-def flat_factors(model: nn.Module, tokens: Tensor) -> LogitFactors:
-    """The model's logit factors with the dimensions of batch and position in one."""
-    hidden, unembedding, offset, offset_scale = model.logit_factors(tokens)  # type: ignore[operator]
+def flat_factors(model: nn.Module, tokens: Tensor) -> LogitFactors | None:
+    """The model's logit factors, batch and position in one dimension; None for dtypes that the op does not take."""
+    factors = logit_factors(model, tokens)
+    if factors is None or factors.unembedding.dtype not in (torch.float32, torch.float64):
+        return None
+    hidden, unembedding, offset, offset_scale = factors
     return LogitFactors(
-        hidden.flatten(0, 1).to(unembedding.dtype),  # under autocast a product may come as bfloat16
-        unembedding,
+        hidden.flatten(0, 1).to(unembedding.dtype).contiguous(),  # under autocast a product may come as bfloat16
+        unembedding.contiguous(),
         None if offset is None else offset.flatten(0, 1),
         None if offset_scale is None else offset_scale.flatten(),
     )
@@ -76,15 +78,15 @@ def squared_error(model: nn.Module, batch: Batch) -> Tensor:
 
 def weighted_mean(loss: Loss, model: nn.Module, batch: Batch, weights: Tensor | None) -> Tensor:
     """Mean of ρ·l over a batch, a 0-d tensor to differentiate; `weights` ρ are shaped as the losses, None for all 1."""
-    if loss is next_token and hasattr(model, "logit_factors"):
+    tokens, labels = inputs_and_labels(batch) if loss is next_token else (None, None)
+    factors = None if tokens is None else flat_factors(model, tokens)
+    if labels is not None and factors is not None:
         # The weights are known, so that the logits are made only once for losses and gradient.
-        tokens, labels = inputs_and_labels(batch)
-        factors = flat_factors(model, tokens)
         share = factors.hidden.new_full((labels.numel(),), 1 / labels.numel())
         total, _ = ops.weighted_linear_cross_entropy(
             factors.hidden,
             factors.unembedding,
-            labels.flatten(),
+            labels,
             share if weights is None else share * weights.flatten(),
             offset=factors.offset,
             offset_scale=factors.offset_scale,
