@@ -107,13 +107,15 @@ def test_losses_that_are_finite_but_absurd_do_not_pass() -> None:
         n_beta=1.0,
         localization=0.1,
     )
-    with pytest.raises(pf.ChainDivergedError, match=r"at lr=0\.3 the loss gradient drives them away: lower lr"):
+    with pytest.raises(pf.ChainDivergedError, match=r"at lr=0\.3 they overshoot: lower lr \(try 0\.03\)"):
         pf.sample(posterior, pf.SGLD(0.3), **SMALL | {"draws": 100})
 
 
 def test_advice_names_the_hyperparameter() -> None:
-    assert "lr·localization is 10, and must be below 4: lower lr below 0.4" in advice(Setting(1.0, 1.0, 10.0))
-    assert "lower lr (try 0.01), lower n_beta" in advice(Setting(0.1, 1.0, 10.0))
+    assert "lr·localization is 10, and must be below 4: lower lr below 0.4" in advice(
+        pf.SGLD(1.0), Setting(1.0, 1.0, 10.0)
+    )
+    assert "lower lr (try 0.01), or lower n_beta" in advice(pf.SGHMC(0.1), Setting(0.1, 1.0, 100.0))
 
 
 def test_tokens_of_a_run_with_lost_chains_can_be_inverted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from patterning_fast.chains.plan import Setting
+from patterning_fast.engine.options import Keeping, Options
 from patterning_fast.engine.sample import sample_settings
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.posterior.components import Component
@@ -70,12 +71,11 @@ def calibrate(
     for setting in settings:
         if setting.n_beta == 0 and setting.localization == 0:
             raise ValueError("n_beta and localization are both 0 at a setting: nothing would hold its chains")
-    runs = sample_settings(
-        posterior, sampler, settings, components=components, probes=probes, chains=chains, draws=draws,
-        burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size, shared_minibatches=False,
-        antithetic=False, groups=None, loss_samples=loss_samples, loss_kernel=False, precision="float32", tile=tile,
-        seed=seed, progress=progress,
+    options = Options(
+        chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches=False, antithetic=False,
+        groups=None, loss_samples=loss_samples, loss_kernel=False, precision="float32", tile=tile, seed=seed,
     )  # fmt: skip
+    runs = sample_settings(posterior, sampler, settings, components, probes, options, Keeping(), progress)
     found = [findings(run) for run in runs]
     shape = tuple(len(values) for values in axes.values())
     grid = xr.Dataset(

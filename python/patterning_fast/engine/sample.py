@@ -6,9 +6,11 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import get_args
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
+from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
     Precision,
@@ -25,10 +28,13 @@ from patterning_fast.engine.evaluation import (
     losses_at_center,
     on_chains,
 )
+from patterning_fast.engine.identity import fingerprint, run_identity
 from patterning_fast.engine.minibatch import minibatch
+from patterning_fast.engine.options import Keeping, Options
 from patterning_fast.engine.recording import Recordings, Runners, recalled, recordings
 from patterning_fast.engine.suffix import Suffix
 from patterning_fast.engine.tiles import fastest_tile
+from patterning_fast.engine.trace_store import TraceStore
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.statistics import Statistics
@@ -72,10 +78,12 @@ class Run:
     bundles: Tensor
     """The totals that each row adds to, int64 `[rows]`; diverged rows add to the last, which nobody reads."""
     traces: ChainTraces
-    batch_size: int
-    shared_minibatches: bool
-    precision: Precision
-    tile: int = 1
+    options: Options
+    store: TraceStore | None
+    tile: Tensor = field(default_factory=lambda: torch.tensor(1))
+    """0-d int64: chains of a cell that are evaluated together."""
+    seconds: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    """0-d: time spent until now."""
     losses: Tensor = field(init=False)
     observables: Tensor = field(init=False)
 
@@ -84,6 +92,12 @@ class Run:
         block = min(self.plan.rows, max(4 * torch.get_num_threads(), BLOCK_BYTES // row_bytes))
         self.losses = self.reference.new_empty(block, self.reference.numel())
         self.observables = self.reference.new_empty(block, self.totals.observable_shift.numel())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that changes from step to step: with it a run goes on from where it was."""
+        parts = {"state": self.state.tensors(), "totals": vars(self.totals), "traces": vars(self.traces)}
+        named = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return {"params": self.bank.params, "bundles": self.bundles, "tile": self.tile, "seconds": self.seconds} | named
 
     @property
     def tracked(self) -> int:
@@ -96,8 +110,8 @@ class Run:
         if isinstance(self.sampler, SGLD) and self.sampler.gradient_noise_correction:
             self.corrected_updates(pool, samples)
         else:
-            self.accumulate_gradients(pool, samples, range(self.plan.chains), self.tile)
-            if not self.shared_minibatches and int(self.state.step) == 0:
+            self.accumulate_gradients(pool, samples, range(self.plan.chains), int(self.tile))
+            if not self.options.shared_minibatches and int(self.state.step) == 0:
                 self.traces.gradient_noise = gradient_noise(self.bank)
             self.sampler.update(self.bank, self.state)
 
@@ -113,7 +127,7 @@ class Run:
             rows, batch = slice(row, row + 1), take(self.posterior.data, here)
             known = self.known(runners, row // self.plan.chains, here)
             moved = {
-                name: leaf.detach().expand(self.batch_size, *leaf.shape[1:]).requires_grad_()
+                name: leaf.detach().expand(self.options.batch_size, *leaf.shape[1:]).requires_grad_()
                 for name, leaf in self.bank.leaves(rows).items()
             }
             losses = self.minibatch_losses(runners, rows, moved, here, batch, known)
@@ -126,10 +140,10 @@ class Run:
     def minibatches(self) -> Tensor:
         """Samples `[chains, batch]` of each replica's gradient: the same for all components, and for pairs."""
         replicas = self.plan.replica_units().to(self.reference.device)
-        if self.shared_minibatches:
+        if self.options.shared_minibatches:
             replicas = torch.zeros_like(replicas)
         count = sample_count(self.posterior.data)
-        return minibatch(self.state.seed, replicas, self.state.step, self.batch_size, count)
+        return minibatch(self.state.seed, replicas, self.state.step, self.options.batch_size, count)
 
     def accumulate_gradients(self, pool: Workers[Runners], samples: Tensor, chains: range, tile: int) -> None:
         """Add the gradients of some replicas' minibatch losses, in all cells, to the bank; `samples` `[chains, batch]`.
@@ -193,14 +207,19 @@ class Run:
         self.traces.distance[:, draw] = self.bank.distances().cpu()
         for start in range(0, self.plan.rows, len(self.losses)):
             block = range(start, min(start + len(self.losses), self.plan.rows))
-            self.evaluate(pool, block, self.precision)
+            self.evaluate(pool, block, self.options.precision)
             now = slice(0, len(block))
             phi = self.observables[now, 0].double().cpu()
             self.freeze_diverged(block, phi, draw)
             rows = slice(block.start, block.stop)
-            self.traces.phi[rows, draw] = phi.masked_fill(self.traces.diverged[rows], math.nan)
+            lost = self.traces.diverged[rows]
+            self.losses[now][lost.to(self.losses.device)] = math.nan
+            self.traces.phi[rows, draw] = phi.masked_fill(lost, math.nan)
+            if self.store:
+                own = (self.traces.phi[rows, draw], self.traces.distance[rows, draw])
+                self.store.add(draw, block, *own, self.losses[now, : self.tracked])
             self.totals.update(self.losses[now, : self.tracked].contiguous(), self.observables[now], self.bundles[rows])
-            if self.precision == "bfloat16" and draw == self.traces.phi.shape[1] - 1:
+            if self.options.precision == "bfloat16" and draw == self.options.draws - 1:
                 self.traces.rounding[rows] = self.rounding(pool, block)
 
     def rounding(self, pool: Workers[Runners], block: range) -> Tensor:
@@ -227,7 +246,7 @@ class Run:
             self.observables[here, 0] = shift[:, self.loss_set.columns].double().mean(1).float()
             self.observables[here, 1:] = shift[:, : self.observables.shape[1] - 1]
 
-        tiles = self.plan.tiles(block, self.tile)
+        tiles = self.plan.tiles(block, int(self.tile))
         pool.each(one, [rows for rows in tiles if not all(self.traces.diverged[rows])])
 
     def freeze_diverged(self, block: range, phi: Tensor, draw: int) -> None:
@@ -241,7 +260,8 @@ class Run:
             self.bundles[row] = self.totals.count.numel() - 1
         if bool(self.traces.diverged.all()):
             raise ChainDivergedError(
-                f"all {self.plan.rows} chains have diverged by draw {draw}: {advice(self.plan.settings[0])}"
+                f"all {self.plan.rows} chains have diverged by draw {draw}: "
+                + advice(self.sampler, self.plan.settings[0])
             )
 
 
@@ -256,17 +276,17 @@ def gradient_noise(bank: ChainBank) -> Tensor:
     return torch.stack(found).double().cpu()
 
 
-def advice(setting: Setting) -> str:
+def advice(sampler: Sampler, setting: Setting) -> str:
     """Which hyper-parameter to change where chains diverge."""
     pull = setting.lr * setting.localization
-    if pull >= 4:
+    if isinstance(sampler, SGLD) and pull >= 4:
         return (
             f"lr·localization is {pull:.3g}, and must be below 4: lower lr below {4 / setting.localization:.2g}, "
             "or lower localization"
         )
     return (
-        f"at lr={setting.lr:g} the loss gradient drives them away: lower lr (try {setting.lr / 10:.1g}), lower n_beta, "
-        "or raise localization, until lr·(n_beta·curvature + localization) is well below 4"
+        f"at lr={setting.lr:g} they overshoot: lower lr (try {setting.lr / 10:.1g}), or lower n_beta, until steps are "
+        "short beside the width of the posterior; a loss that has no floor near w* needs more localization"
     )
 
 
@@ -289,6 +309,9 @@ def sample(
     precision: Precision = "float32",
     tile: int | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    traces: str | Path | None = None,
     progress: bool = True,
 ) -> Statistics:
     """Sample the posterior restricted to each component; stream co-moments of its observable and the probes' losses.
@@ -312,19 +335,26 @@ def sample(
             says how large its error is beside the fluctuations that χ is made of.
         tile: chains of a component that are evaluated together; None to measure which number is fastest here.
         seed: of noise, minibatches and the choice of loss_samples; the same seed and tile give the same numbers.
+        checkpoint: folder to save the run's state in; where it holds that of this very run, the run resumes from it,
+            and gives the same bits as one that was never interrupted.
+        checkpoint_seconds: between saves; 0 saves after every draw.
+        traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to (see `TraceStore`).
         progress: show a progress bar with the time left.
 
     Raises:
-        TypeError, ValueError: input that cannot work, before any sampling; samples whose loss at w* is not finite.
+        TypeError, ValueError: input that cannot work, before any sampling; samples whose loss at w* is not finite; a
+            checkpoint of another run.
         ChainDivergedError: all chains have diverged.
+        ImportError: traces without zarr. FileExistsError: traces over something else.
+        BlockingIOError, OSError: a folder in use by another run; one that cannot be written.
     """
-    setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
-    (statistics,) = sample_settings(
-        posterior, sampler, (setting,), components=components, probes=probes, chains=chains, draws=draws,
-        burn_in=burn_in, steps_between_draws=steps_between_draws, batch_size=batch_size,
-        shared_minibatches=shared_minibatches, antithetic=antithetic, groups=groups, loss_samples=loss_samples,
-        loss_kernel=loss_kernel, precision=precision, tile=tile, seed=seed, progress=progress,
+    options = Options(
+        chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches, antithetic, groups, loss_samples,
+        loss_kernel, precision, tile, seed,
     )  # fmt: skip
+    setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
+    keeping = Keeping(checkpoint, checkpoint_seconds, traces)
+    (statistics,) = sample_settings(posterior, sampler, (setting,), components, probes, options, keeping, progress)
     return statistics
 
 
@@ -332,82 +362,67 @@ def sample_settings(
     posterior: LocalPosterior,
     sampler: Sampler,
     settings: tuple[Setting, ...],
-    *,
     components: Mapping[str, Component] | None,
     probes: Mapping[str, Batch] | None,
-    chains: int,
-    draws: int,
-    burn_in: int,
-    steps_between_draws: int,
-    batch_size: int,
-    shared_minibatches: bool,
-    antithetic: bool,
-    groups: int | None,
-    loss_samples: int | None,
-    loss_kernel: bool,
-    precision: Precision,
-    tile: int | None,
-    seed: int,
+    options: Options,
+    keeping: Keeping,
     progress: bool,
 ) -> list[Statistics]:
     """`sample` at several settings in one bank; the statistics of each."""
-    for name, value, least in (
-        ("draws", draws, 1),
-        ("burn_in", burn_in, 0),
-        ("steps_between_draws", steps_between_draws, 1),
-        ("batch_size", batch_size, 1),
-        ("loss_samples", 1 if loss_samples is None else loss_samples, 1),
-        ("tile", 1 if tile is None else tile, 1),
-        ("seed", seed, 0),
-    ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
     if probes is not None and not probes:
         raise ValueError(
             "probes is empty: name at least one set of samples, or pass None to track the posterior's data"
         )
-    plan = chain_plan(resolve_components(posterior.model, components), chains, antithetic, groups, settings)
-    probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, seed)
+    resolved = resolve_components(posterior.model, components)
+    plan = chain_plan(resolved, options.chains, options.antithetic, options.groups, settings)
+    probe_sets, loss_set = lay_out_sets(posterior, probes, options.loss_samples, options.seed)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
     device = next(posterior.model.parameters()).device
-    started = time.monotonic()
-    with workers(lambda: Runners(posterior), device) as pool:
-        run = start(
-            posterior, sampler, plan, sets, loss_set, probe_sets[-1].columns.stop, draws, batch_size,
-            shared_minibatches, loss_kernel, precision, seed, pool,
-        )  # fmt: skip
-        run.tile = measured_tile(run, pool, device) if tile is None else tile
-        steps = (burn_in + draws) * steps_between_draws
-        with tqdm(total=steps * plan.rows, unit="step", desc=f"{plan.rows} chains", disable=not progress) as bar:
-            for draw in range(-burn_in, draws):
-                for _ in range(steps_between_draws):
-                    run.step(pool)
-                if draw >= 0:
-                    run.draw(pool, draw)
-                bar.update(steps_between_draws * plan.rows)
     attrs = {
         "items": posterior.item_count,
         "sampler": repr(sampler),
-        "chains": chains,
+        **{name: int(value) if isinstance(value, bool) else value for name, value in asdict(options).items()},
         "groups": plan.groups,
-        "draws": draws,
-        "burn_in": burn_in,
-        "steps_between_draws": steps_between_draws,
-        "batch_size": batch_size,
-        "shared_minibatches": int(shared_minibatches),
-        "antithetic": int(antithetic),
         "loss_samples": sample_count(loss_set.data),
         "weighted": int(posterior.weights is not None),
-        "precision": precision,
-        "seed": seed,
-        "tile": run.tile,
         "device": str(device),
-        "seconds": time.monotonic() - started,
         "torch": torch.__version__,
         "patterning_fast": version("patterning_fast"),
     }
+    started = time.monotonic()
+    with ExitStack() as stack:
+        saved, store = open_folders(stack, keeping, posterior, plan, probe_sets, attrs)
+        pool = stack.enter_context(workers(lambda: Runners(posterior), device))
+        run = start(posterior, sampler, plan, sets, loss_set, probe_sets[-1].columns.stop, options, store, pool)
+        done = saved.restore(run.tensors()) if saved else 0
+        run.state.frozen = set(run.traces.diverged.nonzero().squeeze(1).tolist())
+        if done == 0:
+            run.tile.fill_(measured_tile(run, pool, device) if options.tile is None else options.tile)
+        if saved and done < options.total_draws:
+            saved.reserve(run.tensors())
+        started -= float(run.seconds)
+        steps = options.steps_between_draws * plan.rows
+        bar = stack.enter_context(
+            tqdm(
+                total=options.total_draws * steps,
+                initial=done * steps,
+                unit="step",
+                desc=f"{plan.rows} chains",
+                disable=not progress,
+            )
+        )
+        for draw in range(done, options.total_draws):
+            for _ in range(options.steps_between_draws):
+                run.step(pool)
+            if draw >= options.burn_in:
+                run.draw(pool, draw - options.burn_in)
+            run.seconds.fill_(time.monotonic() - started)
+            if saved and (saved.due() or draw == options.total_draws - 1):
+                if store:
+                    store.flush()
+                saved.save(draw + 1, run.tensors())
+            bar.update(steps)
+    attrs |= {"tile": int(run.tile), "seconds": float(run.seconds)}
     return [
         Statistics(
             plan=plan,
@@ -418,11 +433,44 @@ def sample_settings(
             evaluated=[suffix.name for suffix in run.recordings.suffixes],
             loss_dimension="token" if loss_set.loss_shape else "sample",
             loss_coordinates=joint_coordinates(probe_sets),
-            loss_kernel_tracked=loss_kernel,
-            attrs={"lr": setting.lr, "n_beta": setting.n_beta, "localization": setting.localization, **attrs},
+            loss_kernel_tracked=options.loss_kernel,
+            attrs=asdict(setting) | attrs,
         )
         for at, setting in enumerate(settings)
     ]
+
+
+def open_folders(
+    stack: ExitStack,
+    keeping: Keeping,
+    posterior: LocalPosterior,
+    plan: ChainPlan,
+    probe_sets: list[EvaluationSet],
+    attrs: Mapping[str, Any],
+) -> tuple[Checkpoint | None, TraceStore | None]:
+    """The checkpoint and the store of traces that are wanted, held until the stack closes."""
+    saved = store = None
+    if keeping.checkpoint is None and keeping.traces is None:
+        return saved, store
+    configuration = asdict(plan.settings[0]) | dict(attrs)
+    traced = {"traces": keeping.traces is not None}
+    identity = run_identity(posterior, plan, probe_sets, configuration | traced)
+    if keeping.checkpoint is not None:
+        saved = stack.enter_context(Checkpoint(keeping.checkpoint, identity, keeping.checkpoint_seconds))
+    if keeping.traces is not None:
+        store = stack.enter_context(
+            TraceStore(
+                keeping.traces,
+                components=[each.name for each in plan.components],
+                chains=plan.chains,
+                draws=int(attrs["draws"]),
+                sets=probe_sets,
+                configuration={name: value for name, value in configuration.items() if value is not None},
+                run=fingerprint(identity),
+                resumed=saved.draws_done if saved else None,
+            )
+        )
+    return saved, store
 
 
 def start(
@@ -432,17 +480,13 @@ def start(
     sets: list[EvaluationSet],
     loss_set: EvaluationSet,
     tracked: int,
-    draws: int,
-    batch_size: int,
-    shared_minibatches: bool,
-    loss_kernel: bool,
-    precision: Precision,
-    seed: int,
+    options: Options,
+    store: TraceStore | None,
     pool: Workers[Runners],
 ) -> Run:
-    """A run with all chains at w*."""
-    reference = losses_at_center(posterior, sets, pool, precision)
-    observables = torch.zeros(1 + tracked if loss_kernel else 1, device=reference.device)
+    """A run with all chains at w*, which tracks that many losses."""
+    reference = losses_at_center(posterior, sets, pool, options.precision)
+    observables = torch.zeros(1 + tracked if options.loss_kernel else 1, device=reference.device)
     units_per_group = plan.units // plan.groups
     most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))
     units_per_bundle = next(
@@ -457,7 +501,7 @@ def start(
         sampler=sampler,
         plan=plan,
         bank=bank,
-        state=sampler.init(bank, **per_row, seed=seed),
+        state=sampler.init(bank, **per_row, seed=options.seed),
         sets=sets,
         loss_set=loss_set,
         recordings=recordings(posterior, plan.components, [each.data for each in sets], pool),
@@ -465,10 +509,9 @@ def start(
         totals=Comoments.zeros(plan.cells * plan.units // units_per_bundle + 1, reference[:tracked], observables),
         units_per_bundle=units_per_bundle,
         bundles=plan.bundles(units_per_bundle).to(reference.device),
-        traces=ChainTraces.empty(plan, draws),
-        batch_size=batch_size,
-        shared_minibatches=shared_minibatches,
-        precision=precision,
+        traces=ChainTraces.empty(plan, options.draws),
+        options=options,
+        store=store,
     )
 
 

@@ -116,7 +116,7 @@ def init(bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed
     Raises TypeError or ValueError for tensors that are not float32 `[rows]`, or an lr that is not finite and > 0.
     """
     device, rows = bank.params.device, bank.plan.rows
-    for name, tensor in {"lr": lr, "n_beta": n_beta, "localization": localization}.items():
+    for name, tensor in (("lr", lr), ("n_beta", n_beta), ("localization", localization)):
         check_tensor("init", name, tensor, torch.float32, (rows,))
     wrong = lr[~(lr.isfinite() & (lr > 0))]
     if wrong.numel():
