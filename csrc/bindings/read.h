@@ -53,7 +53,7 @@ inline LossComomentsUpdate read_loss_comoments_update(const pybind11::tuple& fie
 }
 inline Normal read_normal(const pybind11::tuple& fields) { return read<Normal, 6>(fields); }
 inline LinearCrossEntropy read_linear_cross_entropy(const pybind11::tuple& fields) {
-  return read<LinearCrossEntropy, 13>(fields);
+  return read<LinearCrossEntropy, 17>(fields);
 }
 inline WeightedCrossEntropy read_weighted_cross_entropy(const pybind11::tuple& fields) {
   return read<WeightedCrossEntropy, 8>(fields);

@@ -7,25 +7,39 @@
 
 namespace pf {
 
-// e^value for value < 88; 0 where that is below 2^-126.5; NaN for NaN.
-PF_INLINE float exp(float value) {
-  // Below -88 nothing is left to tell apart. A NaN compares false, and stays.
-  const float x = -88.0f > value ? -88.0f : value;
+// e^value of each, for value < 88; 0 where that is below 2^-126.5; NaN for NaN. Float is float, or several side by side.
+// Step by step all of them, as each step waits for the last.
+template <int count, class Float>
+PF_INLINE void exponentiate(Float (&values)[count]) {
+  const auto each = [](const auto& step) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) step(i);
+  };
+  Float shifted[count], r[count], p[count];
+  // Below -88 nothing is left to tell apart. A NaN stays.
+  each([&](int i) { values[i] = greater(Float{} - 88.0f, values[i]); });
   // x = n log(2) + r: adding 1.5 * 2^23 rounds to the nearest integer, in the low bits of the sum.
-  const float shifted = fma(x, 1.44269502f, 12582912.0f);
-  const float n = shifted - 12582912.0f;
+  each([&](int i) { shifted[i] = fma(values[i], Float{} + 1.44269502f, Float{} + 12582912.0f); });
+  each([&](int i) { r[i] = shifted[i] - 12582912.0f; });
   // log(2) in two parts; the first has so few bits that its product with n is exact.
-  const float r = fma(n, -1.42860677e-6f, fma(n, -0.693145752f, x));
+  each([&](int i) { values[i] = fma(r[i], Float{} - 0.693145752f, values[i]); });
+  each([&](int i) { r[i] = fma(r[i], Float{} - 1.42860677e-6f, values[i]); });
   // e^r = 1 + r + r^2 p(r), p minimax in relative error over |r| <= log(2) / 2.
-  float p = 0.0013820689637213945f;
-  p = fma(p, r, 0.008368675597012043f);
-  p = fma(p, r, 0.04166826605796814f);
-  p = fma(p, r, 0.1666652113199234f);
-  p = fma(p, r, 0.4999999403953552f);
-  p = fma(p, r, 1.0f);
-  p = fma(p, r, 1.0f);
+  each([&](int i) { p[i] = fma(Float{} + 0.0013820689637213945f, r[i], Float{} + 0.008368675597012043f); });
+  each([&](int i) { p[i] = fma(p[i], r[i], Float{} + 0.04166826605796814f); });
+  each([&](int i) { p[i] = fma(p[i], r[i], Float{} + 0.1666652113199234f); });
+  each([&](int i) { p[i] = fma(p[i], r[i], Float{} + 0.4999999403953552f); });
+  each([&](int i) { p[i] = fma(p[i], r[i], Float{} + 1.0f); });
+  each([&](int i) { p[i] = fma(p[i], r[i], Float{} + 1.0f); });
   // 2^n by its bits; those of n = -127 are the bits of 0.
-  return p * as_float(int32_t((uint32_t(as_int(shifted)) << 23) + 0x3F800000u));
+  each([&](int i) { values[i] = p[i] * as_float(shift_left(as_int(shifted[i]) + 127, 23)); });
+}
+
+template <class Float>
+PF_INLINE Float exp(Float value) {
+  Float values[1] = {value};
+  exponentiate(values);
+  return values[0];
 }
 
 }  // namespace pf

@@ -48,29 +48,40 @@ PF_INLINE Lanes multiply_add(float a, Lanes b, Lanes c) {
 
 }  // namespace tile
 
-// c[i * c_stride + j] = sum over k < depth of a[k * kTileRows + i] * b[k * kTileColumns + j], added to what c holds
-// where `add` is true. a and b are panels made by pack.
-PF_INLINE void multiply_tile(const float* a, const float* b, int64_t depth, float* c, int64_t c_stride, bool add) {
+// c[i * c_stride + j] = start(i, j / kTileLanes) + sum over k < depth of left(k)[i * left_stride] * b[k * b_stride + j]
+// for i < kTileRows and j < vectors * kTileLanes. `start` gives Lanes.
+template <int vectors, class Left, class Start>
+PF_INLINE void multiply_tile_from(const Start& start, const Left& left, int64_t left_stride, const float* b,
+                                  int64_t b_stride, int64_t depth, float* c, int64_t c_stride) {
   using namespace tile;
-  Lanes sums[kTileRows][kTileVectors];
+  Lanes sums[kTileRows][vectors];
 #pragma GCC unroll 12
   for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < kTileVectors; ++j) sums[i][j] = add ? load(c + i * c_stride + j * kTileLanes) : Lanes{};
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) sums[i][j] = start(i, j);
   for (int64_t k = 0; k < depth; ++k) {
-    Lanes row[kTileVectors];
-#pragma GCC unroll 2
-    for (int j = 0; j < kTileVectors; ++j) row[j] = load(b + k * kTileColumns + j * kTileLanes);
+    const float* const a = left(k);
+    Lanes row[vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) row[j] = load(b + k * b_stride + j * kTileLanes);
 #pragma GCC unroll 12
     for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 2
-      for (int j = 0; j < kTileVectors; ++j) sums[i][j] = multiply_add(a[k * kTileRows + i], row[j], sums[i][j]);
+#pragma GCC unroll 4
+      for (int j = 0; j < vectors; ++j) sums[i][j] = multiply_add(a[i * left_stride], row[j], sums[i][j]);
   }
 #pragma GCC unroll 12
   for (int i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < kTileVectors; ++j)
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j)
       std::memcpy(c + i * c_stride + j * kTileLanes, &sums[i][j], sizeof(Lanes));
+}
+
+// The same from panels made by pack, on what c holds where `add` is true.
+template <int vectors = kTileVectors>
+PF_INLINE void multiply_tile(const float* a, const float* b, int64_t depth, float* c, int64_t c_stride, bool add) {
+  const auto start = [&](int i, int j) { return add ? tile::load(c + i * c_stride + j * kTileLanes) : tile::Lanes{}; };
+  multiply_tile_from<vectors>(start, [&](int64_t k) { return a + k * kTileRows; }, 1, b, vectors * kTileLanes, depth, c,
+                              c_stride);
 }
 
 // One panel: panel[k * size + i] = from[i * row_stride + k * column_stride] for i < count, 0 for count <= i < size.

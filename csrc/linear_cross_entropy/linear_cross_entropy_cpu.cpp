@@ -5,6 +5,7 @@
 
 #include "core/log_sum_exp.h"
 #include "core/matrix_product.h"
+#include "linear_cross_entropy/offset_blocks.h"
 
 namespace pf::PF_ISA {
 
@@ -106,6 +107,13 @@ class Chunks {
   const std::unique_ptr<Token[]> tokens_;
 };
 
+void run(const LinearCrossEntropy& op, int64_t offset_rows, int threads) {
+  if (!op.offset)
+    Chunks(op, threads).run();
+  else if (op.tokens > 0)
+    OffsetBlocks(op, offset_rows, threads).run();
+}
+
 }  // namespace
 
 CrossEntropyStatus linear_cross_entropy(const LinearCrossEntropy& op, int threads) {
@@ -115,7 +123,7 @@ CrossEntropyStatus linear_cross_entropy(const LinearCrossEntropy& op, int thread
   LinearCrossEntropy part = op;
   if (op.unembeddings == 1) {
     part.tokens = tokens;  // chains that share an unembedding are one long chain
-    Chunks(part, threads).run();
+    run(part, op.offsets * op.tokens, threads);
   } else {
     for (int64_t chain = 0; chain < op.chains; ++chain) {
       const int64_t first = chain * op.tokens;
@@ -126,7 +134,12 @@ CrossEntropyStatus linear_cross_entropy(const LinearCrossEntropy& op, int thread
       if (op.weights) part.weights = op.weights + first;
       if (op.grad_hidden) part.grad_hidden = op.grad_hidden + first * op.width;
       if (op.grad_unembedding) part.grad_unembedding = op.grad_unembedding + chain * unembedding;
-      Chunks(part, threads).run();
+      if (op.offset) {
+        if (op.offsets > 1) part.offset = op.offset + first * op.vocabulary;
+        part.offset_scale = op.offset_scale + first;
+      }
+      if (op.grad_offset_scale) part.grad_offset_scale = op.grad_offset_scale + first;
+      run(part, op.tokens, threads);
     }
   }
   return CrossEntropyStatus::done;

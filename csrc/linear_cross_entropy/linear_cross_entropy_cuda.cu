@@ -70,9 +70,39 @@ struct Gradients {
 
 __device__ bool exists(const LinearCrossEntropy& op, int64_t label) { return label >= 0 && label < op.vocabulary; }
 
+// The known part of the logits of a chain; token t of all chains has row t % rows of the offset.
+class Known {
+ public:
+  __device__ Known(const LinearCrossEntropy& op, int64_t rows, int64_t chain)
+      : op_(op), rows_(rows), before_(chain * op.tokens) {}
+
+  __device__ float offset(int64_t token, int64_t word) const {
+    return op_.offset[(before_ + token) % rows_ * op_.vocabulary + word];
+  }
+
+  // What a thread's part of a tile starts from, whose rows are tokens or words.
+  template <bool tokens_are_rows>
+  __device__ void start(int64_t first_row, int64_t first_column, TilePart& logits) const {
+    if (!op_.offset) return;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const int64_t row = first_row + tile_row() + i, column = first_column + tile_column() + j;
+        const int64_t token = tokens_are_rows ? row : column, word = tokens_are_rows ? column : row;
+        if (token < op_.tokens && word < op_.vocabulary)
+          logits[i][j] = op_.offset_scale[before_ + token] * offset(token, word);
+      }
+  }
+
+ private:
+  const LinearCrossEntropy& op_;
+  const int64_t rows_, before_;
+};
+
 // A block owns a tile of tokens and walks the vocabulary. A thread keeps what it has seen of its rows.
 __global__ void __launch_bounds__(kTileThreads)
-    losses_kernel(const LinearCrossEntropy op, int64_t tiles, float2* exponentials) {
+    losses_kernel(const LinearCrossEntropy op, int64_t offset_rows, int64_t tiles, float2* exponentials) {
   __shared__ Panels panels;
   __shared__ int64_t label[kTile];
   __shared__ float label_logit[kTile];
@@ -86,9 +116,11 @@ __global__ void __launch_bounds__(kTileThreads)
 
   const float* const unembedding = op.unembedding + (op.unembeddings == 1 ? 0 : chain) * op.vocabulary * op.width;
   const Rows hidden(op.hidden + chain * op.tokens * op.width, op.tokens, op.width, first_token);
+  const Known known(op, offset_rows, chain);
   RunningExponentials seen[kRows];
   for (int64_t first = 0; first < op.vocabulary; first += kTile) {
     TilePart logits = {};
+    known.start<true>(first_token, first, logits);
     multiply_tile(panels, op.width, hidden, Rows(unembedding, op.vocabulary, op.width, first), logits, [](int) {});
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -141,7 +173,7 @@ __device__ TokenGradient token_gradient(const LinearCrossEntropy& op, const floa
 // adds the product of that and the other rows to its own rows' gradient, in memory, where only this thread touches it.
 template <bool of_hidden>
 __global__ void __launch_bounds__(kTileThreads)
-    gradient_kernel(const LinearCrossEntropy op, int64_t tiles, const float2* exponentials) {
+    gradient_kernel(const LinearCrossEntropy op, int64_t offset_rows, int64_t tiles, const float2* exponentials) {
   __shared__ Panels panels;
   alignas(16) __shared__ GradientTile gradients;  // [other row][row]
   __shared__ TokenGradient tokens[kTile];
@@ -153,6 +185,7 @@ __global__ void __launch_bounds__(kTileThreads)
   const float* const others = of_hidden ? unembedding : hidden;
   float* const out = of_hidden ? op.grad_hidden + chain * op.tokens * width
                                : op.grad_unembedding + chain * op.vocabulary * width;
+  const Known known(op, offset_rows, chain);
   const Rows rows(of_hidden ? hidden : unembedding, row_count, width, first_row);
 
   // Where there are no others, the gradient is 0 and wants writing all the same.
@@ -162,6 +195,7 @@ __global__ void __launch_bounds__(kTileThreads)
           token_gradient(op, exponentials, chain, (of_hidden ? first_row : first_other) + threadIdx.x);
     __syncthreads();
     TilePart logits = {};
+    known.start<of_hidden>(first_row, first_other, logits);
     multiply_tile(panels, width, rows, Rows(others, other_count, width, first_other), logits, [](int) {});
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
@@ -192,10 +226,49 @@ __global__ void __launch_bounds__(kTileThreads)
   }
 }
 
+// The gradient of the scales of the offset: a block owns a tile of tokens and walks the vocabulary once more.
+__global__ void __launch_bounds__(kTileThreads)
+    offset_scale_kernel(const LinearCrossEntropy op, int64_t offset_rows, int64_t tiles, const float2* exponentials) {
+  __shared__ Panels panels;
+  __shared__ TokenGradient tokens[kTile];
+  __shared__ double sums[kTile][kRowThreads + 1];
+  const int64_t chain = blockIdx.x / tiles, first_token = (blockIdx.x - chain * tiles) * kTile;
+  const int64_t token = first_token + threadIdx.x;  // of the first threads
+  if (threadIdx.x < kTile) tokens[threadIdx.x] = token_gradient(op, exponentials, chain, token);
+  __syncthreads();
+
+  const float* const unembedding = op.unembedding + (op.unembeddings == 1 ? 0 : chain) * op.vocabulary * op.width;
+  const Rows hidden(op.hidden + chain * op.tokens * op.width, op.tokens, op.width, first_token);
+  const Known known(op, offset_rows, chain);
+  double own[kRows] = {};
+  for (int64_t first = 0; first < op.vocabulary; first += kTile) {
+    TilePart logits = {};
+    known.start<true>(first_token, first, logits);
+    multiply_tile(panels, op.width, hidden, Rows(unembedding, op.vocabulary, op.width, first), logits, [](int) {});
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const int row = tile_row() + i;
+        const int64_t word = first + tile_column() + j;
+        if (first_token + row < op.tokens && word < op.vocabulary)
+          own[i] += double(tokens[row](logits[i][j], word)) * double(known.offset(first_token + row, word));
+      }
+  }
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) sums[tile_row() + i][tile_column() / kColumns] = own[i];
+  __syncthreads();
+  if (threadIdx.x >= kTile || token >= op.tokens) return;
+  double sum = 0.0;
+  for (int i = 0; i < kRowThreads; ++i) sum += sums[threadIdx.x][i];
+  op.grad_offset_scale[chain * op.tokens + token] = float(sum);
+}
+
 }  // namespace
 
 cudaError_t linear_cross_entropy(const LinearCrossEntropy& given, float* workspace, cudaStream_t stream) {
   LinearCrossEntropy op = given;
+  const int64_t offset_rows = op.offsets * op.tokens;
   if (op.unembeddings == 1) {  // chains that share an unembedding are one long chain
     op.tokens *= op.chains;
     op.chains = 1;
@@ -204,12 +277,15 @@ cudaError_t linear_cross_entropy(const LinearCrossEntropy& given, float* workspa
   const int64_t token_tiles = tiles_of(op.tokens), word_tiles = tiles_of(op.vocabulary);
   if (op.chains * token_tiles > 0) {
     const unsigned blocks = unsigned(op.chains * token_tiles);
-    losses_kernel<<<blocks, kTileThreads, 0, stream>>>(op, token_tiles, exponentials);
-    if (op.grad_hidden) gradient_kernel<true><<<blocks, kTileThreads, 0, stream>>>(op, token_tiles, exponentials);
+    losses_kernel<<<blocks, kTileThreads, 0, stream>>>(op, offset_rows, token_tiles, exponentials);
+    if (op.grad_hidden)
+      gradient_kernel<true><<<blocks, kTileThreads, 0, stream>>>(op, offset_rows, token_tiles, exponentials);
+    if (op.grad_offset_scale)
+      offset_scale_kernel<<<blocks, kTileThreads, 0, stream>>>(op, offset_rows, token_tiles, exponentials);
   }
   if (op.grad_unembedding && op.chains * word_tiles > 0)
-    gradient_kernel<false>
-        <<<unsigned(op.chains * word_tiles), kTileThreads, 0, stream>>>(op, word_tiles, exponentials);
+    gradient_kernel<false><<<unsigned(op.chains * word_tiles), kTileThreads, 0, stream>>>(op, offset_rows, word_tiles,
+                                                                                          exponentials);
   return cudaGetLastError();
 }
 

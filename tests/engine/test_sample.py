@@ -89,6 +89,15 @@ def test_loss_samples_are_a_fixed_subset() -> None:
     assert float(result.llc()["mu"][0]) != float(run().llc()["mu"][0])
 
 
+def test_loss_samples_may_be_named() -> None:
+    every = run(loss_samples=torch.arange(12)).llc()["mu"]
+    # Means of the same float32 losses, evaluated as another set.
+    assert np.allclose(every, run().llc()["mu"], rtol=0, atol=1e-7)
+    assert run(loss_samples=torch.tensor([3, 1])).attrs["loss_samples"] == 2
+    with pytest.raises(ValueError, match="must be indices .* of the posterior's 12 samples"):
+        run(loss_samples=torch.tensor([12]))
+
+
 def test_zero_n_beta_ignores_the_loss() -> None:
     posterior = language_posterior(n_beta=0.0)
     one, other = run(posterior, batch_size=2), run(posterior, batch_size=7)

@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from patterning_fast.chains.plan import Setting
 from patterning_fast.engine.options import Keeping, Options
@@ -38,7 +39,7 @@ def calibrate(
     burn_in: int = 0,
     steps_between_draws: int = 1,
     batch_size: int = 16,
-    loss_samples: int | None = None,
+    loss_samples: int | Tensor | None = None,
     tile: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -73,9 +74,9 @@ def calibrate(
             raise ValueError("n_beta and localization are both 0 at a setting: nothing would hold its chains")
     options = Options(
         chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches=False, antithetic=False,
-        groups=None, loss_samples=loss_samples, loss_kernel=False, precision="float32", tile=tile, seed=seed,
+        groups=None, loss_kernel=False, recording_bytes=2**28, precision="float32", tile=tile, seed=seed,
     )  # fmt: skip
-    runs = sample_settings(posterior, sampler, settings, components, probes, options, Keeping(), progress)
+    runs = sample_settings(posterior, sampler, settings, components, probes, loss_samples, options, Keeping(), progress)
     found = [findings(run) for run in runs]
     shape = tuple(len(values) for values in axes.values())
     grid = xr.Dataset(

@@ -92,7 +92,7 @@ def joint_coordinates(sets: list[EvaluationSet]) -> dict[str, np.ndarray]:
 
 
 def lay_out_sets(
-    posterior: LocalPosterior, probes: Mapping[str, Batch] | None, loss_samples: int | None, seed: int
+    posterior: LocalPosterior, probes: Mapping[str, Batch] | None, loss_samples: int | Tensor | None, seed: int
 ) -> tuple[list[EvaluationSet], EvaluationSet]:
     """The probes, and the set whose mean loss is L: one of the probes where that is the posterior's very data."""
     device = next(posterior.model.parameters()).device
@@ -101,11 +101,22 @@ def lay_out_sets(
         check_data(f"probes[{name!r}]", data, posterior.model)
     sets = {name: to_device(data, str(device)) for name, data in wanted.items()}
     count = sample_count(posterior.data)
-    if loss_samples is None or loss_samples >= count:
-        loss_data, own = posterior.data, [name for name, data in wanted.items() if data is posterior.data]
+    own = [name for name, data in wanted.items() if data is posterior.data]
+    if isinstance(loss_samples, int):
+        if loss_samples < 1:
+            raise ValueError(f"loss_samples must be at least 1, got {loss_samples}")
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        loss_samples = None if loss_samples >= count else order[:loss_samples].sort().values
+    if loss_samples is None:
+        loss_data = posterior.data
     else:
-        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:loss_samples].sort().values
-        loss_data, own = take(posterior.data, chosen.to(device)), []
+        if (
+            loss_samples.dim() != 1
+            or not loss_samples.numel()
+            or not 0 <= loss_samples.min() <= loss_samples.max() < count
+        ):
+            raise ValueError(f"loss_samples must be indices [samples] of the posterior's {count} samples")
+        loss_data, own = take(posterior.data, loss_samples.to(device)), []
     laid_out = evaluation_sets(posterior, [*sets.items(), *([] if own else [(LOSS_SAMPLES, loss_data)])])
     return laid_out[: len(sets)], laid_out[list(sets).index(own[0])] if own else laid_out[-1]
 

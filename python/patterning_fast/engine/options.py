@@ -24,8 +24,8 @@ class Options:
     shared_minibatches: bool
     antithetic: bool
     groups: int | None
-    loss_samples: int | None
     loss_kernel: bool
+    recording_bytes: int
     precision: Precision
     tile: int | None
     seed: int
@@ -36,7 +36,7 @@ class Options:
             ("burn_in", 0),
             ("steps_between_draws", 1),
             ("batch_size", 1),
-            ("loss_samples", 1),
+            ("recording_bytes", 0),
             ("tile", 1),
             ("seed", 0),
         ):

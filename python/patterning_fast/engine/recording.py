@@ -17,9 +17,6 @@ from patterning_fast.posterior.data import sample_count, take
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch
 
-RECORDING_BYTES = 2**30
-"""Memory for what suffixes recall; what does not fit is computed anew, or not recalled."""
-
 RECORDING_BATCH = 16
 """Samples recorded at a time."""
 
@@ -56,9 +53,11 @@ class Recordings:
 
 
 def recordings(
-    posterior: LocalPosterior, components: list[Component], sets: list[Batch], pool: Workers[Runners]
+    posterior: LocalPosterior, components: list[Component], sets: list[Batch], budget: int, pool: Workers[Runners]
 ) -> Recordings:
-    """Choose the best suffix of each component that agrees with the whole model and fits in memory; record the sets.
+    """Choose the best suffix of each component that agrees with the whole model; record the sets, in `budget` bytes.
+
+    What does not fit of the posterior's data is recorded at every step for minibatches instead.
 
     Warns where none does but the whole model.
     """
@@ -66,7 +65,7 @@ def recordings(
     sizes: dict[tuple[str, ...], dict[str, int] | str] = {}
     wanted: dict[str, Suffix] = {}
     chosen: list[Suffix] = []
-    left, modules = RECORDING_BYTES, Modules(posterior.model)
+    left, modules = budget, Modules(posterior.model)
     for component in components:
         refused: list[str] = []
         for suffix in suffixes_for(posterior.model, component):

@@ -304,8 +304,9 @@ def sample(
     shared_minibatches: bool = False,
     antithetic: bool = False,
     groups: int | None = None,
-    loss_samples: int | None = None,
+    loss_samples: int | Tensor | None = None,
     loss_kernel: bool = False,
+    recording_bytes: int = 2**28,
     precision: Precision = "float32",
     tile: int | None = None,
     seed: int = 0,
@@ -329,8 +330,10 @@ def sample(
         shared_minibatches: let all chains see the same ones. Standard errors then leave out the noise of minibatches.
         antithetic: run chains in pairs that share minibatches and have opposite noise.
         groups: independent groups of chains per component for the standard errors; None for up to 16.
-        loss_samples: evaluate L on that many of the posterior's samples, the same at every draw; None for all.
+        loss_samples: evaluate L on that many of the posterior's samples, or on those of these indices, the same at
+            every draw; None for all.
         loss_kernel: also track the co-moments of every pair of probe losses (memory grows with their number squared).
+        recording_bytes: memory for what chains of restricted components recall of the samples, in place of computing it.
         precision: of the forward passes for losses at draws; gradients are float32. With "bfloat16" `diagnostics()`
             says how large its error is beside the fluctuations that χ is made of.
         tile: chains of a component that are evaluated together; None to measure which number is fastest here.
@@ -349,12 +352,14 @@ def sample(
         BlockingIOError, OSError: a folder in use by another run; one that cannot be written.
     """
     options = Options(
-        chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches, antithetic, groups, loss_samples,
-        loss_kernel, precision, tile, seed,
+        chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches, antithetic, groups, loss_kernel,
+        recording_bytes, precision, tile, seed,
     )  # fmt: skip
     setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
     keeping = Keeping(checkpoint, checkpoint_seconds, traces)
-    (statistics,) = sample_settings(posterior, sampler, (setting,), components, probes, options, keeping, progress)
+    (statistics,) = sample_settings(
+        posterior, sampler, (setting,), components, probes, loss_samples, options, keeping, progress
+    )
     return statistics
 
 
@@ -364,6 +369,7 @@ def sample_settings(
     settings: tuple[Setting, ...],
     components: Mapping[str, Component] | None,
     probes: Mapping[str, Batch] | None,
+    loss_samples: int | Tensor | None,
     options: Options,
     keeping: Keeping,
     progress: bool,
@@ -375,7 +381,7 @@ def sample_settings(
         )
     resolved = resolve_components(posterior.model, components)
     plan = chain_plan(resolved, options.chains, options.antithetic, options.groups, settings)
-    probe_sets, loss_set = lay_out_sets(posterior, probes, options.loss_samples, options.seed)
+    probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, options.seed)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
     device = next(posterior.model.parameters()).device
     attrs = {
@@ -504,7 +510,7 @@ def start(
         state=sampler.init(bank, **per_row, seed=options.seed),
         sets=sets,
         loss_set=loss_set,
-        recordings=recordings(posterior, plan.components, [each.data for each in sets], pool),
+        recordings=recordings(posterior, plan.components, [each.data for each in sets], options.recording_bytes, pool),
         reference=reference,
         totals=Comoments.zeros(plan.cells * plan.units // units_per_bundle + 1, reference[:tracked], observables),
         units_per_bundle=units_per_bundle,

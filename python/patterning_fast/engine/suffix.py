@@ -28,6 +28,10 @@ class SuffixError(RuntimeError):
     """A model does not run in the way that a suffix supposes."""
 
 
+class AllRecorded(Exception):
+    """Raised within an evaluation of the model once all that is wanted of it has been seen."""
+
+
 class Runner(Protocol):
     """Runs a suffix; not to be used by two threads at once."""
 
@@ -177,21 +181,28 @@ class FromLayerRunner(WholeModelRunner):
         self.whole, self.keys = modules.whole().model, suffix.keys
 
     def record(self, compute: Compute) -> dict[str, Tensor]:
-        seen: dict[str, list[Any]] = {key: [] for key in self.keys}
+        seen: dict[str, Tensor] = {}
+
+        def note(key: str, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise SuffixError(f"{key} puts out {type(output).__name__}, not a tensor")
+            seen[key] = output
+            if len(seen) == len(self.keys):
+                raise AllRecorded
+
         handles = [
-            self.whole.get_submodule(key).register_forward_hook(lambda *call, outputs=outputs: outputs.append(call[-1]))
-            for key, outputs in seen.items()
+            self.whole.get_submodule(key).register_forward_hook(lambda *call, key=key: note(key, call[-1]))
+            for key in self.keys
         ]
         try:
             with torch.no_grad():
                 compute(self.whole)
+        except AllRecorded:
+            return seen
         finally:
             for handle in handles:
                 handle.remove()
-        for key, outputs in seen.items():
-            if len(outputs) != 1 or not isinstance(outputs[0], Tensor):
-                raise SuffixError(f"{key} does not put out one tensor, once, in an evaluation of the loss")
-        return {key: outputs[0] for key, outputs in seen.items()}
+        raise SuffixError(f"not all of {self.keys} run in an evaluation of the loss")
 
     def run(self, compute: Compute, moved: Mapping[str, Tensor], recorded: Recorded) -> Tensor:
         for recall, key in zip(self.recalls, self.keys, strict=True):

@@ -41,11 +41,11 @@ class AttentionOnlyLM(nn.Module):
         """What the logits of tokens `[batch, T]` are the product of."""
         return LogitFactors(self.final_norm(self.streams(tokens)[-1]), self.unembedding)
 
-    def streams(self, tokens: Tensor) -> list[Tensor]:
-        """The residual stream `[batch, T, width]` before the first layer and after each."""
+    def streams(self, tokens: Tensor, layers: int | None = None) -> list[Tensor]:
+        """The residual stream `[batch, T, width]` before the first layer and after each, or the first few."""
         streams = [F.embedding(tokens, self.embedding)]
         cos, sin = self.rotary(tokens.shape[-1])
-        for layer in self.attention_layers():
+        for layer in self.attention_layers()[:layers]:
             streams.append(streams[-1] + layer(streams[-1], cos, sin))
         return streams
 

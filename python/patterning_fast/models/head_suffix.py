@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patterning_fast.engine.suffix import AllRecorded, SuffixError
 from patterning_fast.posterior.decoders import LogitFactors
 
 if TYPE_CHECKING:
@@ -60,9 +61,12 @@ class HeadSuffixRunner:
 
     def record(self, compute: Callable[[nn.Module], Tensor]) -> dict[str, Tensor]:
         recording = Recording(self)
-        with torch.no_grad():
-            compute(recording)
-        return recording.recorded
+        try:
+            with torch.no_grad():
+                compute(recording)
+        except AllRecorded:
+            return recording.recorded
+        raise SuffixError("the loss does not run the model")
 
     def run(
         self, compute: Callable[[nn.Module], Tensor], moved: Mapping[str, Tensor], recorded: Mapping[str, Tensor]
@@ -86,18 +90,20 @@ class Recording(nn.Module):
 
     def logit_factors(self, tokens: Tensor) -> LogitFactors:
         runner, model = self.runner, self.runner.model
-        at, streams = runner.suffix.layer, model.streams(tokens)
+        at = runner.suffix.layer
+        streams = model.streams(tokens, at)
         layer = model.attention_layers()[at]
         normed = layer.norm(streams[at])
         mixed = layer.mix(normed, layer.qkv, *model.rotary(tokens.shape[-1]))
-        self.recorded = dict(zip(runner.suffix.keys, (normed, mixed, streams[at + 1]), strict=False))
+        stream = streams[at] + mixed @ layer.output.flatten(0, 1)
+        self.recorded = dict(zip(runner.suffix.keys, (normed, mixed, stream), strict=False))
         if runner.suffix.recalls_logits:
-            self.recorded["logits"] = streams[-1] @ runner.from_stream.T
-        return LogitFactors(model.final_norm(streams[-1]), model.unembedding)
+            self.recorded["logits"] = stream @ runner.from_stream.T
+        raise AllRecorded
 
     def forward(self, tokens: Tensor) -> Tensor:
-        hidden, unembedding, *_ = self.logit_factors(tokens)
-        return F.linear(hidden, unembedding)
+        self.logit_factors(tokens)
+        raise AssertionError
 
 
 class Recalling(nn.Module):
@@ -119,7 +125,8 @@ class Recalling(nn.Module):
             for layer in model.attention_layers()[runner.suffix.layer + 1 :]:
                 stream = stream + layer(stream, cos, sin)
             return LogitFactors(model.final_norm(stream), model.unembedding)
-        scale = (stream.var(-1, correction=0) + model.final_norm.eps).rsqrt()
+        centred = stream - stream.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1) + model.final_norm.eps).rsqrt()
         hidden = torch.cat((mixed, -known_mixed), -1) * scale[..., None]
         hidden = torch.cat((hidden, torch.ones_like(scale)[..., None]), -1)
         moved_output = runner.from_stream @ self.output.T

@@ -22,14 +22,20 @@ def fields(
     unembedding: Tensor,
     labels: Tensor,
     weights: Tensor | None,
+    offset: Tensor | None,
+    offset_scale: Tensor | None,
     ignore_index: int,
     losses: Tensor,
     grad_hidden: Tensor | None,
     grad_unembedding: Tensor | None,
+    grad_offset_scale: Tensor | None,
 ) -> tuple[int, ...]:
     """The fields of csrc's LinearCrossEntropy, in order."""
-    tensors = (hidden, unembedding, labels, weights, losses, grad_hidden, grad_unembedding)
-    return (*map(address, tensors), ignore_index, *hidden.shape, unembedding.shape[1], unembedding.shape[0])
+    tensors = (hidden, unembedding, labels, weights, offset, offset_scale)
+    outputs = (losses, grad_hidden, grad_unembedding, grad_offset_scale)
+    offsets = 0 if offset is None else offset.shape[0]
+    sizes = (*hidden.shape, unembedding.shape[1], unembedding.shape[0], offsets)
+    return (*map(address, (*tensors, *outputs)), ignore_index, *sizes)
 
 
 def cpp(*arguments: Any) -> None:
@@ -45,8 +51,9 @@ def cuda(*arguments: Any) -> None:
 
 
 library.register(
-    "linear_cross_entropy(Tensor hidden, Tensor unembedding, Tensor labels, Tensor? weights, int ignore_index, "
-    "Tensor(a!) losses, Tensor(b!)? grad_hidden, Tensor(c!)? grad_unembedding) -> ()",
+    "linear_cross_entropy(Tensor hidden, Tensor unembedding, Tensor labels, Tensor? weights, Tensor? offset, "
+    "Tensor? offset_scale, int ignore_index, Tensor(a!) losses, Tensor(b!)? grad_hidden, Tensor(c!)? grad_unembedding, "
+    "Tensor(d!)? grad_offset_scale) -> ()",
     reference=reference,
     cpp=cpp,
     triton="patterning_fast.ops.triton.linear_cross_entropy:linear_cross_entropy",
@@ -59,28 +66,35 @@ def linear_cross_entropy(
     unembedding: Tensor,
     labels: Tensor,
     *,
+    offset: Tensor | None = None,
+    offset_scale: Tensor | None = None,
     ignore_index: int = -100,
-    offset: None = None,
-    offset_scale: None = None,
 ) -> Tensor:
     """Cross entropy of the logits `hidden @ unembedding.T` against `labels`, of labels' shape; 0 where ignored.
 
-    Differentiable once in `hidden` and `unembedding`; the backward pass makes the logits again, some at a time.
+    With `offset`, logits of which a part is known: `hidden @ unembedding.T + offset_scale[..., None] * offset`. Where
+    little of a network moves, that part stays the same, and the product with what moves may be narrow.
+
+    Differentiable once in `hidden`, `unembedding` and `offset_scale`; the backward pass makes the logits again, some
+    at a time. Under `torch.func.vmap` examples become chains.
 
     Args:
         hidden: float32 `[tokens, width]` or `[chains, tokens, width]`; float64 runs on the reference.
         unembedding: `[vocabulary, width]`, or `[chains, vocabulary, width]` for each chain its own.
         labels: int64 `[tokens]` or `[chains, tokens]`, each in [0, vocabulary) or `ignore_index`.
+        offset: of hidden's dtype, `[tokens, vocabulary]`, or `[chains, tokens, vocabulary]` for each chain its own;
+            finite; a constant, without a gradient.
+        offset_scale: of hidden's dtype and labels' shape; there where `offset` is.
 
     Raises:
-        TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device; a label that does not exist.
+        TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device; one of `offset` and `offset_scale`
+            without the other; an offset that wants a gradient; a label that does not exist.
             On a GPU the last cannot be told without a wait: the token's loss is NaN, its gradient 0.
     """
-    if offset is not None:
-        logits = hidden @ unembedding.T + offset_scale[:, None] * offset
-        return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-    check("linear_cross_entropy", hidden, unembedding, labels, None)
-    losses: Tensor = Losses.apply(hidden, unembedding, labels, ignore_index)  # type: ignore[no-untyped-call]
+    check("linear_cross_entropy", hidden, unembedding, labels, None, offset, offset_scale)
+    losses: Tensor = Losses.apply(  # type: ignore[no-untyped-call]
+        hidden, unembedding, labels, offset, offset_scale, ignore_index
+    )
     return losses
 
 
@@ -90,38 +104,47 @@ def weighted_linear_cross_entropy(
     labels: Tensor,
     weights: Tensor,
     *,
+    offset: Tensor | None = None,
+    offset_scale: Tensor | None = None,
     ignore_index: int = -100,
-    offset: None = None,
-    offset_scale: None = None,
 ) -> tuple[Tensor, Tensor]:
     """Σ weights·losses, a 0-d tensor, and the losses of `linear_cross_entropy`, detached.
 
-    Where a gradient will be wanted it is made in the same pass, so that the logits are made only once.
+    Where a gradient will be wanted it is made in the same pass, so that the logits are made only once. Under
+    `torch.func.vmap` that of an unembedding all examples share is made for each of them, and then added up.
 
     Args:
-        hidden, unembedding, labels, ignore_index: as for `linear_cross_entropy`.
+        hidden, unembedding, labels, offset, offset_scale, ignore_index: as for `linear_cross_entropy`.
         weights: of hidden's dtype and labels' shape; any sign.
 
     Raises:
         TypeError, ValueError: as `linear_cross_entropy`.
     """
-    if offset is not None:
-        logits = hidden @ unembedding.T + offset_scale[:, None] * offset
-        l = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-        return (l * weights).sum(), l.detach()
-    check("weighted_linear_cross_entropy", hidden, unembedding, labels, weights)
-    total, losses = WeightedTotal.apply(hidden, unembedding, labels, weights, ignore_index)  # type: ignore[no-untyped-call]
+    check("weighted_linear_cross_entropy", hidden, unembedding, labels, weights, offset, offset_scale)
+    wanted = wants_gradient(hidden), wants_gradient(unembedding), wants_gradient(offset_scale)
+    losses, *gradients = LossesAndGradients.apply(  # type: ignore[no-untyped-call]
+        hidden, unembedding, labels, weights, offset, offset_scale, ignore_index, wanted
+    )
+    total: Tensor = WeightedTotal.apply(  # type: ignore[no-untyped-call]
+        hidden, unembedding, offset_scale, weights, losses, *gradients
+    )
     return total, losses
 
 
-def check(op: str, hidden: Tensor, unembedding: Tensor, labels: Tensor, weights: Tensor | None) -> None:
+def check(
+    op: str,
+    hidden: Tensor,
+    unembedding: Tensor,
+    labels: Tensor,
+    weights: Tensor | None,
+    offset: Tensor | None,
+    offset_scale: Tensor | None,
+) -> None:
     """Raise unless the op can run on these."""
     if hidden.dim() not in (2, 3):
         raise ValueError(f"{op}: hidden has shape {list(hidden.shape)}, but must have 2 or 3 dimensions")
-    if unembedding.dim() not in range(2, hidden.dim() + 1):
-        must = "2 dimensions" if hidden.dim() == 2 else "2 or 3 dimensions"
-        raise ValueError(f"{op}: unembedding has shape {list(unembedding.shape)}, but must have {must}")
     real = hidden.dtype if hidden.dtype == torch.float64 else torch.float32
+    check_shared_by_chains(op, "unembedding", unembedding, hidden)
     vocabulary, width = unembedding.shape[-2], hidden.shape[-1]
     check_tensor(op, "hidden", hidden, real, tuple(hidden.shape))
     check_tensor(op, "unembedding", unembedding, real, (*hidden.shape[: unembedding.dim() - 2], vocabulary, width))
@@ -130,7 +153,32 @@ def check(op: str, hidden: Tensor, unembedding: Tensor, labels: Tensor, weights:
     if weights is not None:
         check_tensor(op, "weights", weights, real, tuple(labels.shape))
         tensors["weights"] = weights
+    if (offset is None) != (offset_scale is None):
+        given, missing = ("offset_scale", "offset") if offset is None else ("offset", "offset_scale")
+        raise ValueError(f"{op}: {given} is given without {missing}; pass both, or neither")
+    if offset is not None and offset_scale is not None:
+        check_shared_by_chains(op, "offset", offset, hidden)
+        check_tensor(op, "offset", offset, real, (*hidden.shape[: offset.dim() - 2], hidden.shape[-2], vocabulary))
+        check_tensor(op, "offset_scale", offset_scale, real, tuple(labels.shape))
+        if wants_gradient(offset):
+            raise ValueError(f"{op}: offset wants a gradient, but is a constant here; pass offset.detach()")
+        tensors |= {"offset": offset, "offset_scale": offset_scale}
     check_same_device(op, tensors)
+
+
+def check_shared_by_chains(op: str, name: str, tensor: Tensor, hidden: Tensor) -> None:
+    """Raise ValueError unless `tensor` is a matrix, or one for each chain where `hidden` has chains."""
+    if tensor.dim() not in range(2, hidden.dim() + 1):
+        must = "2 dimensions" if hidden.dim() == 2 else "2 or 3 dimensions"
+        raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, but must have {must}")
+
+
+def wants_gradient(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+
+
+Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+"""Losses, and the gradients in hidden, unembedding and offset_scale that are wanted."""
 
 
 def run(
@@ -138,19 +186,22 @@ def run(
     unembedding: Tensor,
     labels: Tensor,
     weights: Tensor | None,
+    offset: Tensor | None,
+    offset_scale: Tensor | None,
     ignore_index: int,
-    wants_hidden: bool,
-    wants_unembedding: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The op on new tensors: the losses and the gradients that are wanted."""
+    wanted: tuple[bool, bool, bool],
+) -> Results:
+    """The op on new tensors."""
     losses = torch.empty_like(labels, dtype=hidden.dtype)
-    grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-    grad_unembedding = torch.empty_like(unembedding) if wants_unembedding else None
+    grad_hidden = torch.empty_like(hidden) if wanted[0] else None
+    grad_unembedding = torch.empty_like(unembedding) if wanted[1] else None
+    grad_offset_scale = torch.empty_like(losses) if wanted[2] else None
     torch.ops.patterning_fast.linear_cross_entropy(
         with_chains(hidden, 3), with_chains(unembedding, 3), with_chains(labels, 2), with_chains(weights, 2),
-        ignore_index, with_chains(losses, 2), with_chains(grad_hidden, 3), with_chains(grad_unembedding, 3),
+        with_chains(offset, 3), with_chains(offset_scale, 2), ignore_index, with_chains(losses, 2),
+        with_chains(grad_hidden, 3), with_chains(grad_unembedding, 3), with_chains(grad_offset_scale, 2),
     )  # fmt: skip
-    return losses, grad_hidden, grad_unembedding
+    return losses, grad_hidden, grad_unembedding, grad_offset_scale
 
 
 def with_chains(tensor: Tensor | None, dimensions: int) -> Tensor | None:
@@ -158,45 +209,149 @@ def with_chains(tensor: Tensor | None, dimensions: int) -> Tensor | None:
     return tensor if tensor is None or tensor.dim() == dimensions else tensor[None]
 
 
+class Examples:
+    """The examples of a vmap and the chains in each of them, as the chains of one run."""
+
+    def __init__(self, count: int, hidden: Tensor, in_dim: int | None) -> None:
+        self.count = count
+        has_chains = hidden.dim() == (3 if in_dim is None else 4)
+        self.chains = hidden.movedim(in_dim or 0, 0).shape[0 if in_dim is None else 1] if has_chains else None
+
+    def join(self, tensor: Tensor | None, in_dim: int | None, dimensions: int) -> Tensor | None:
+        """`[examples · chains, ...]` of a tensor that has so many dimensions for a chain."""
+        if tensor is None:
+            return None
+        tensor = tensor.expand(self.count, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
+        if self.chains is not None:
+            if tensor.dim() == dimensions + 1:
+                tensor = tensor[:, None].expand(-1, self.chains, *tensor.shape[1:])
+            tensor = tensor.flatten(0, 1)
+        return tensor.contiguous()
+
+    def join_unless_shared(self, matrix: Tensor | None, in_dim: int | None) -> Tensor | None:
+        """The same, or the matrix itself where it is one for all chains."""
+        shared = matrix is not None and in_dim is None and matrix.dim() == 2
+        return matrix if shared else self.join(matrix, in_dim, 2)
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """`[examples, ...]` of what `join` made."""
+        return tensor if self.chains is None else tensor.unflatten(0, (self.count, self.chains))
+
+
 class Losses(torch.autograd.Function):
     """The losses; their gradient from the op once more, with the upstream gradient for weights."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, unembedding: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-        ctx.save_for_backward(hidden, unembedding, labels)
-        ctx.ignore_index = ignore_index
-        return run(hidden, unembedding, labels, None, ignore_index, False, False)[0]
+    def forward(
+        hidden: Tensor,
+        unembedding: Tensor,
+        labels: Tensor,
+        offset: Tensor | None,
+        offset_scale: Tensor | None,
+        ignore_index: int,
+    ) -> Tensor:
+        return run(hidden, unembedding, labels, None, offset, offset_scale, ignore_index, (False, False, False))[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:-1])
+        ctx.ignore_index = inputs[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
-        (hidden, unembedding, labels), wanted = ctx.saved_tensors, ctx.needs_input_grad[:2]
-        weights = grad_losses.contiguous()
-        _, grad_hidden, grad_unembedding = run(hidden, unembedding, labels, weights, ctx.ignore_index, *wanted)
-        return grad_hidden, grad_unembedding, None, None
+        hidden, unembedding, labels, offset, offset_scale = ctx.saved_tensors
+        needed = ctx.needs_input_grad
+        _, grad_hidden, grad_unembedding, grad_offset_scale = LossesAndGradients.apply(  # type: ignore[no-untyped-call]
+            hidden, unembedding, labels, grad_losses.contiguous(), offset, offset_scale, ctx.ignore_index,
+            (needed[0], needed[1], needed[4]),
+        )  # fmt: skip
+        return grad_hidden, grad_unembedding, None, None, grad_offset_scale, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        hidden, unembedding, labels, offset, offset_scale, ignore_index = inputs
+        examples = Examples(info.batch_size, hidden, in_dims[0])
+        losses = Losses.apply(  # type: ignore[no-untyped-call]
+            examples.join(hidden, in_dims[0], 2),
+            examples.join_unless_shared(unembedding, in_dims[1]),
+            examples.join(labels, in_dims[2], 1),
+            examples.join_unless_shared(offset, in_dims[3]),
+            examples.join(offset_scale, in_dims[4], 1),
+            ignore_index,
+        )
+        return examples.part(losses), 0
+
+
+class LossesAndGradients(torch.autograd.Function):
+    """The op, with a rule for vmap but no derivative."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Results:
+        return run(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
+        ctx.mark_non_differentiable(*(tensor for tensor in output if tensor is not None))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Results, tuple[int | None, ...]]:
+        hidden, unembedding, labels, weights, offset, offset_scale, ignore_index, wanted = inputs
+        # That examples of a tensor want a gradient shows only on the tensor.
+        wanted = tuple(
+            wants or wants_gradient(tensor)
+            for wants, tensor in zip(wanted, (hidden, unembedding, offset_scale), strict=True)
+        )
+        examples = Examples(info.batch_size, hidden, in_dims[0])
+        join_unembedding = examples.join if wanted[1] else examples.join_unless_shared
+        losses, grad_hidden, grad_unembedding, grad_offset_scale = LossesAndGradients.apply(  # type: ignore[no-untyped-call]
+            examples.join(hidden, in_dims[0], 2),
+            examples.join(unembedding, in_dims[1], 2)
+            if wanted[1]
+            else examples.join_unless_shared(unembedding, in_dims[1]),
+            examples.join(labels, in_dims[2], 1),
+            examples.join(weights, in_dims[3], 1),
+            examples.join_unless_shared(offset, in_dims[4]),
+            examples.join(offset_scale, in_dims[5], 1),
+            ignore_index,
+            wanted,
+        )
+        results = [
+            None if x is None else examples.part(x) for x in (losses, grad_hidden, grad_unembedding, grad_offset_scale)
+        ]
+        if (
+            results[2] is not None
+            and examples.chains is not None
+            and unembedding.dim() == (2 if in_dims[1] is None else 3)
+        ):
+            results[2] = results[2].sum(1)
+        return tuple(results), tuple(None if x is None else 0 for x in results)
 
 
 class WeightedTotal(torch.autograd.Function):
-    """Σ weights·losses, whose gradient is made with the losses and scaled by the upstream one."""
+    """Σ weights·losses, whose gradient was made with the losses and is scaled by the upstream one."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, unembedding: Tensor, labels: Tensor, weights: Tensor, ignore_index: int
-    ) -> tuple[Tensor, Tensor]:
-        wanted = ctx.needs_input_grad[:2]
-        losses, grad_hidden, grad_unembedding = run(hidden, unembedding, labels, weights, ignore_index, *wanted)
-        ctx.save_for_backward(grad_hidden, grad_unembedding, losses)
-        ctx.mark_non_differentiable(losses)
-        return (weights * losses).sum(), losses
+        hidden: Tensor,
+        unembedding: Tensor,
+        offset_scale: Tensor | None,
+        weights: Tensor,
+        losses: Tensor,
+        *gradients: Tensor | None,
+    ) -> Tensor:
+        return (weights * losses).sum()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[4:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_unembedding, losses = ctx.saved_tensors
-        return (
-            None if grad_hidden is None else grad_total * grad_hidden,
-            None if grad_unembedding is None else grad_total * grad_unembedding,
-            None,
-            grad_total * losses if ctx.needs_input_grad[3] else None,
-            None,
-        )
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        losses, *gradients = ctx.saved_tensors
+        of_inputs = [None if gradient is None else grad_total * gradient for gradient in gradients]
+        of_weights = grad_total * losses if ctx.needs_input_grad[3] else None
+        return (*of_inputs, of_weights, None, None, None, None)

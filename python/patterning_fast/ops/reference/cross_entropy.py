@@ -32,14 +32,19 @@ def linear_cross_entropy(
     unembedding: Tensor,
     labels: Tensor,
     weights: Tensor | None,
+    offset: Tensor | None,
+    offset_scale: Tensor | None,
     ignore_index: int,
     losses: Tensor,
     grad_hidden: Tensor | None,
     grad_unembedding: Tensor | None,
+    grad_offset_scale: Tensor | None,
 ) -> None:
     """The contract is that of csrc's LinearCrossEntropy."""
     h, u = hidden.double(), unembedding.double()
     logits = h @ u.mT
+    if offset is not None and offset_scale is not None:
+        logits += offset_scale.double()[..., None] * offset.double()
     gradient = torch.empty_like(logits)
     for chain in range(len(hidden)):
         of_chain = None if weights is None else weights[chain]
@@ -48,3 +53,5 @@ def linear_cross_entropy(
         grad_hidden.copy_(gradient @ u)
     if grad_unembedding is not None:
         grad_unembedding.copy_((gradient.mT @ h).sum_to_size(u.shape))
+    if grad_offset_scale is not None and offset is not None:
+        grad_offset_scale.copy_((gradient * offset.double()).sum(-1))

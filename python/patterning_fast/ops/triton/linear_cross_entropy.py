@@ -21,9 +21,24 @@ def tile(matrix, row, rows, column, columns):
 
 
 @triton.jit
-def logits_tile(hidden, token, tokens, unembedding, word, vocabulary, width: tl.constexpr, WIDTH: tl.constexpr):
+def of_chain(offset, offset_scale, offsets, chain, tokens, vocabulary):
+    """Where the known part of a chain's logits is; None where there is none."""
+    if offset is not None:
+        offset += tl.where(offsets == 1, 0, chain) * tokens * vocabulary
+        offset_scale += chain * tokens
+    return offset, offset_scale
+
+
+@triton.jit
+def logits_tile(
+    hidden, token, tokens, unembedding, word, vocabulary, offset, offset_scale, width: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
     """Logits `[token, word]`, 0 outside."""
     logits = tl.zeros([token.shape[0], word.shape[0]], tl.float32)
+    if offset is not None:
+        scale = tl.load(offset_scale + token, token < tokens, 0.0)
+        logits = scale[:, None] * tile(offset, token, tokens, word, vocabulary)
     for first in range(0, width, WIDTH):
         depth = first + tl.arange(0, WIDTH)
         h = tile(hidden, token, tokens, depth, width)
@@ -34,8 +49,8 @@ def logits_tile(hidden, token, tokens, unembedding, word, vocabulary, width: tl.
 
 @triton.jit
 def gradient_tile(
-    hidden, labels, weights, peaks, totals, token, tokens, unembedding, word, vocabulary, width: tl.constexpr,
-    ignore_index, WIDTH: tl.constexpr,
+    hidden, labels, weights, peaks, totals, token, tokens, unembedding, word, vocabulary, offset, offset_scale,
+    width: tl.constexpr, ignore_index, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the logits `[token, word]`, 0 outside."""
     inside = token < tokens
@@ -44,7 +59,9 @@ def gradient_tile(
     if weights is not None:
         weight = tl.load(weights + token, inside, 0.0)
     peak, total = tl.load(peaks + token, inside, 0.0), tl.load(totals + token, inside, 1.0)
-    logits = logits_tile(hidden, token, tokens, unembedding, word, vocabulary, width, WIDTH)
+    logits = logits_tile(
+        hidden, token, tokens, unembedding, word, vocabulary, offset, offset_scale, width, WIDTH
+    )  # fmt: skip
     p = tl.exp(tl.where((word < vocabulary)[None, :], logits, float("-inf")) - peak[:, None]) / total[:, None]
     hit = word[None, :] == label[:, None]
     return gradient_of(label[:, None], ignore_index, vocabulary, weight[:, None], p, hit)
@@ -63,9 +80,9 @@ def add_product(a, b, row, rows, width: tl.constexpr, out, b_row, b_rows, WIDTH:
 
 @triton.jit
 def loss_kernel(
-    hidden, unembedding, labels, losses, peaks, totals, ignore_index, tokens, unembeddings, pieces,
-    width: tl.constexpr, vocabulary: tl.constexpr, LOWEST: tl.constexpr, TOKENS: tl.constexpr, VOCABULARY: tl.constexpr,
-    WIDTH: tl.constexpr,
+    hidden, unembedding, labels, offset, offset_scale, losses, peaks, totals, ignore_index, tokens, unembeddings,
+    offsets, pieces, width: tl.constexpr, vocabulary: tl.constexpr, LOWEST: tl.constexpr, TOKENS: tl.constexpr,
+    VOCABULARY: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     chain = (program // pieces).to(tl.int64)
@@ -78,9 +95,12 @@ def loss_kernel(
     target = tl.zeros([TOKENS], tl.float32)
     hidden += chain * tokens * width
     unembedding += tl.where(unembeddings == 1, 0, chain) * vocabulary * width
+    offset, offset_scale = of_chain(offset, offset_scale, offsets, chain, tokens, vocabulary)
     for first in range(0, vocabulary, VOCABULARY):
         word = first + tl.arange(0, VOCABULARY)
-        logits = logits_tile(hidden, token, tokens, unembedding, word, vocabulary, width, WIDTH)
+        logits = logits_tile(
+            hidden, token, tokens, unembedding, word, vocabulary, offset, offset_scale, width, WIDTH
+        )  # fmt: skip
         peak, total = widen(peak, total, tl.where((word < vocabulary)[None, :], logits, float("-inf")))
         target += tl.sum(tl.where(word[None, :] == label[:, None], logits, 0.0), 1)
     tl.store(losses + at, loss_of(label, ignore_index, vocabulary, peak, total, target), inside)
@@ -89,9 +109,10 @@ def loss_kernel(
 
 
 @triton.jit
-def grad_hidden_kernel(
-    hidden, unembedding, labels, weights, peaks, totals, grad_hidden, ignore_index, tokens, unembeddings, pieces,
-    width: tl.constexpr, vocabulary: tl.constexpr, TOKENS: tl.constexpr, VOCABULARY: tl.constexpr, WIDTH: tl.constexpr,
+def grad_tokens_kernel(
+    hidden, unembedding, labels, weights, offset, offset_scale, peaks, totals, grad_hidden, grad_offset_scale,
+    ignore_index, tokens, unembeddings, offsets, pieces, width: tl.constexpr, vocabulary: tl.constexpr,
+    TOKENS: tl.constexpr, VOCABULARY: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     chain = (program // pieces).to(tl.int64)
@@ -100,21 +121,29 @@ def grad_hidden_kernel(
     if weights is not None:
         weights += before
     unembedding += tl.where(unembeddings == 1, 0, chain) * vocabulary * width
+    offset, offset_scale = of_chain(offset, offset_scale, offsets, chain, tokens, vocabulary)
+    of_scale = tl.zeros([TOKENS], tl.float32)
     for first in range(0, vocabulary, VOCABULARY):
         word = first + tl.arange(0, VOCABULARY)
         gradient = gradient_tile(
             hidden + before * width, labels + before, weights, peaks + before, totals + before, token, tokens,
-            unembedding, word, vocabulary, width, ignore_index, WIDTH,
+            unembedding, word, vocabulary, offset, offset_scale, width, ignore_index, WIDTH,
         )  # fmt: skip
-        add_product(
-            gradient, unembedding, token, tokens, width, grad_hidden + before * width, word, vocabulary, WIDTH
-        )  # fmt: skip
+        if grad_hidden is not None:
+            add_product(
+                gradient, unembedding, token, tokens, width, grad_hidden + before * width, word, vocabulary, WIDTH
+            )  # fmt: skip
+        if grad_offset_scale is not None:
+            of_scale += tl.sum(gradient * tile(offset, token, tokens, word, vocabulary), 1)
+    if grad_offset_scale is not None:
+        tl.store(grad_offset_scale + before + token, of_scale, token < tokens)
 
 
 @triton.jit
 def grad_unembedding_kernel(
-    hidden, unembedding, labels, weights, peaks, totals, grad_unembedding, ignore_index, chains, tokens, pieces,
-    width: tl.constexpr, vocabulary: tl.constexpr, TOKENS: tl.constexpr, VOCABULARY: tl.constexpr, WIDTH: tl.constexpr,
+    hidden, unembedding, labels, weights, offset, offset_scale, peaks, totals, grad_unembedding, ignore_index, chains,
+    tokens, offsets, pieces, width: tl.constexpr, vocabulary: tl.constexpr, TOKENS: tl.constexpr,
+    VOCABULARY: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """`chains` of each unembedding, whose gradients are added up in their order."""
     program = tl.program_id(0)
@@ -128,12 +157,13 @@ def grad_unembedding_kernel(
         own_weights = weights
         if weights is not None:
             own_weights = weights + before
+        own_offset, own_scale = of_chain(offset, offset_scale, offsets, chain, tokens, vocabulary)
         first = 0
         while first < tokens:
             token = first + tl.arange(0, TOKENS)
             gradient = gradient_tile(
                 hidden + before * width, labels + before, own_weights, peaks + before, totals + before, token, tokens,
-                unembedding, word, vocabulary, width, ignore_index, WIDTH,
+                unembedding, word, vocabulary, own_offset, own_scale, width, ignore_index, WIDTH,
             )  # fmt: skip
             add_product(
                 tl.trans(gradient), hidden + before * width, word, vocabulary, width, grad_unembedding, token, tokens,
@@ -148,30 +178,35 @@ def linear_cross_entropy(
     unembedding: torch.Tensor,
     labels: torch.Tensor,
     weights: torch.Tensor | None,
+    offset: torch.Tensor | None,
+    offset_scale: torch.Tensor | None,
     ignore_index: int,
     losses: torch.Tensor,
     grad_hidden: torch.Tensor | None,
     grad_unembedding: torch.Tensor | None,
+    grad_offset_scale: torch.Tensor | None,
 ) -> None:
     """The contract is that of csrc's LinearCrossEntropy; a label that does not exist gives NaN."""
     (chains, tokens, width), (unembeddings, vocabulary, _) = hidden.shape, unembedding.shape
+    offsets = 0 if offset is None else offset.shape[0]
     token_pieces, word_pieces = triton.cdiv(tokens, TOKENS), triton.cdiv(vocabulary, VOCABULARY)
     peaks, totals = torch.empty_like(losses), torch.empty_like(losses)
     blocks = {"TOKENS": TOKENS, "VOCABULARY": VOCABULARY, "WIDTH": WIDTH}
     options = {"width": width, "vocabulary": vocabulary, **blocks, "num_warps": WARPS, "enable_fp_fusion": False}
     loss_kernel[(chains * token_pieces,)](
-        hidden, unembedding, labels, losses, peaks, totals, ignore_index, tokens, unembeddings, token_pieces,
-        LOWEST=LOWEST, **options,
+        hidden, unembedding, labels, offset, offset_scale, losses, peaks, totals, ignore_index, tokens, unembeddings,
+        offsets, token_pieces, LOWEST=LOWEST, **options,
     )  # fmt: skip
-    if grad_hidden is not None:
-        grad_hidden.zero_()
-        grad_hidden_kernel[(chains * token_pieces,)](
-            hidden, unembedding, labels, weights, peaks, totals, grad_hidden, ignore_index, tokens, unembeddings,
-            token_pieces, **options,
+    if grad_hidden is not None or grad_offset_scale is not None:
+        if grad_hidden is not None:
+            grad_hidden.zero_()
+        grad_tokens_kernel[(chains * token_pieces,)](
+            hidden, unembedding, labels, weights, offset, offset_scale, peaks, totals, grad_hidden, grad_offset_scale,
+            ignore_index, tokens, unembeddings, offsets, token_pieces, **options,
         )  # fmt: skip
     if grad_unembedding is not None:
         grad_unembedding.zero_()
         grad_unembedding_kernel[(unembeddings * word_pieces,)](
-            hidden, unembedding, labels, weights, peaks, totals, grad_unembedding, ignore_index,
-            chains // max(1, unembeddings), tokens, word_pieces, **options,
+            hidden, unembedding, labels, weights, offset, offset_scale, peaks, totals, grad_unembedding, ignore_index,
+            chains // max(1, unembeddings), tokens, offsets, word_pieces, **options,
         )  # fmt: skip
