@@ -109,6 +109,18 @@ PYBIND11_MODULE(_C, m) {
     return int(forms()->weighted_cross_entropy(op, threads));
   });
 
+  m.def("rotary_attention", [](const py::tuple& fields, int threads) {
+    const pf::RotaryAttention op = pf::read_rotary_attention(fields);
+    py::gil_scoped_release unlocked;
+    forms()->rotary_attention(op, threads);
+  });
+
+  m.def("rotary_attention_gradient", [](const py::tuple& fields, int threads) {
+    const pf::RotaryAttentionGradient op = pf::read_rotary_attention_gradient(fields);
+    py::gil_scoped_release unlocked;
+    forms()->rotary_attention_gradient(op, threads);
+  });
+
   m.def("normal", [](const py::tuple& fields, int threads) {
     const pf::Normal op = pf::read_normal(fields);
     py::gil_scoped_release unlocked;

@@ -6,6 +6,7 @@
 #include "langevin_step/langevin_step.h"
 #include "linear_cross_entropy/linear_cross_entropy.h"
 #include "normal/normal.h"
+#include "rotary_attention/rotary_attention.h"
 #include "weighted_cross_entropy/weighted_cross_entropy.h"
 
 namespace pf {
@@ -19,6 +20,8 @@ struct CpuForms {
   FusedDrawForm fused_draw;
   LinearCrossEntropyForm linear_cross_entropy;
   WeightedCrossEntropyForm weighted_cross_entropy;
+  RotaryAttentionForm rotary_attention;
+  RotaryAttentionGradientForm rotary_attention_gradient;
   NormalForm normal;
 };
 
@@ -31,10 +34,13 @@ struct CpuForms {
   ComomentsStatus fused_draw(const PerSampleLangevinStep&, const ComomentsUpdate&, int);        \
   CrossEntropyStatus linear_cross_entropy(const LinearCrossEntropy&, int);                      \
   CrossEntropyStatus weighted_cross_entropy(const WeightedCrossEntropy&, int);                  \
+  void rotary_attention(const RotaryAttention&, int);                                           \
+  void rotary_attention_gradient(const RotaryAttentionGradient&, int);                          \
   void normal(const Normal&, int);                                                              \
   constexpr CpuForms forms = {#isa,                  langevin_step,        per_sample_langevin_step, \
                               comoments_update,      loss_comoments_update, fused_draw,          \
-                              linear_cross_entropy,  weighted_cross_entropy, normal};            \
+                              linear_cross_entropy,  weighted_cross_entropy, rotary_attention,   \
+                              rotary_attention_gradient, normal};                               \
   }
 PF_DECLARE_FORMS(baseline)
 PF_DECLARE_FORMS(avx2)

@@ -10,6 +10,7 @@
 #include "fused_draw/fused_draw.h"
 #include "langevin_step/langevin_step.h"
 #include "normal/normal.h"
+#include "rotary_attention/rotary_attention.h"
 #include "weighted_cross_entropy/weighted_cross_entropy.h"
 
 namespace pf {
@@ -57,6 +58,10 @@ inline LinearCrossEntropy read_linear_cross_entropy(const pybind11::tuple& field
 }
 inline WeightedCrossEntropy read_weighted_cross_entropy(const pybind11::tuple& fields) {
   return read<WeightedCrossEntropy, 8>(fields);
+}
+inline RotaryAttention read_rotary_attention(const pybind11::tuple& fields) { return read<RotaryAttention, 9>(fields); }
+inline RotaryAttentionGradient read_rotary_attention_gradient(const pybind11::tuple& fields) {
+  return read<RotaryAttentionGradient, 11>(fields);
 }
 
 }  // namespace pf

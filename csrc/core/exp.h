@@ -12,7 +12,7 @@ namespace pf {
 template <int count, class Float>
 PF_INLINE void exponentiate(Float (&values)[count]) {
   const auto each = [](const auto& step) {
-#pragma GCC unroll 8
+    PF_UNROLL
     for (int i = 0; i < count; ++i) step(i);
   };
   Float shifted[count], r[count], p[count];

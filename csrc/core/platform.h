@@ -7,6 +7,15 @@
 #define PF_INLINE inline __attribute__((always_inline))
 #endif
 
+// A loop of a few turns is written out.
+#if defined(__CUDA_ARCH__)
+#define PF_UNROLL _Pragma("unroll")
+#elif defined(__CUDACC__)
+#define PF_UNROLL
+#else
+#define PF_UNROLL _Pragma("GCC unroll 8")
+#endif
+
 // One rounding, never a contraction the compiler chose: the same bits on every ISA, and on a GPU.
 namespace pf {
 #if defined(__CUDA_ARCH__)

@@ -106,8 +106,14 @@ int main() {
   const std::vector<float> logits = normals(tokens * vocabulary), weights = normals(tokens);
   const std::vector<int64_t> labels = integers(tokens, vocabulary);
   check("linear_cross_entropy", std::vector<float>(size_t(tokens + (tokens + vocabulary) * width)), [&](float* at, int threads) {
-    pf::PF_ISA::linear_cross_entropy({hidden.data(), unembedding.data(), labels.data(), weights.data(), at, at + tokens,
-                                      at + tokens + tokens * width, -100, 1, tokens, width, vocabulary, 1}, threads);
+    pf::PF_ISA::linear_cross_entropy({hidden.data(), unembedding.data(), labels.data(), weights.data(), nullptr, nullptr,
+                                      at, at + tokens, at + tokens + tokens * width, nullptr, -100, 1, tokens, width,
+                                      vocabulary, 1, 0}, threads);
+  });
+  check("linear_cross_entropy, offset", std::vector<float>(size_t(2 * tokens + (tokens + vocabulary) * width)), [&](float* at, int threads) {
+    pf::PF_ISA::linear_cross_entropy({hidden.data(), unembedding.data(), labels.data(), weights.data(), logits.data(),
+                                      weights.data(), at, at + 2 * tokens, at + 2 * tokens + tokens * width, at + tokens,
+                                      -100, 1, tokens, width, vocabulary, 1, 1}, threads);
   });
   check("weighted_cross_entropy", std::vector<float>(size_t(tokens + tokens * vocabulary)), [&](float* at, int threads) {
     pf::PF_ISA::weighted_cross_entropy({logits.data(), labels.data(), weights.data(), at, at + tokens, -100, tokens,

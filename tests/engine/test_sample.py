@@ -94,7 +94,7 @@ def test_loss_samples_may_be_named() -> None:
     # Means of the same float32 losses, evaluated as another set.
     assert np.allclose(every, run().llc()["mu"], rtol=0, atol=1e-7)
     assert run(loss_samples=torch.tensor([3, 1])).attrs["loss_samples"] == 2
-    with pytest.raises(ValueError, match="must be indices .* of the posterior's 12 samples"):
+    with pytest.raises(ValueError, match=r"must be indices .* of the posterior's 12 samples"):
         run(loss_samples=torch.tensor([12]))
 
 

@@ -229,8 +229,9 @@ def test_a_label_that_does_not_exist_makes_its_loss_nan(label: int, generator: t
     assert torch.equal(got["grad_logits"][1], torch.zeros(5))
     linear = {
         "hidden": logits[None], "unembedding": torch.eye(5)[None], "labels": labels[None], "weights": None,
-        "ignore_index": -100, "losses": torch.zeros(1, 3), "grad_hidden": torch.full((1, 3, 5), torch.nan),
-        "grad_unembedding": torch.full((1, 5, 5), torch.nan),
+        "offset": None, "offset_scale": None, "ignore_index": -100, "losses": torch.zeros(1, 3),
+        "grad_hidden": torch.full((1, 3, 5), torch.nan), "grad_unembedding": torch.full((1, 5, 5), torch.nan),
+        "grad_offset_scale": None,
     }  # fmt: skip
     got_linear = run("linear_cross_entropy", linear, DEVICE)
     assert torch.equal(got_linear["losses"][0].nan_to_num(-1), got["losses"].nan_to_num(-1))

@@ -63,8 +63,10 @@ def main() -> None:
     comoments.loss_comoments_update(*inputs.loss_comoments_update(5, 9, 2, generator).values())
     fused_draw(*step.values(), *totals.values())
     weighted_cross_entropy(*inputs.weighted_cross_entropy(5, 9, True, generator).values())
-    linear_cross_entropy(*inputs.linear_cross_entropy(2, 5, 9, 17, 1, True, generator).values())
-    linear_cross_entropy(*inputs.linear_cross_entropy(1, 1, 1, 1, 1, True, generator).values())  # Triton folds ones in
+    for offsets in (None, 1, 2):
+        linear_cross_entropy(*inputs.linear_cross_entropy(2, 5, 9, 17, 1, offsets, True, generator).values())
+    for ones in (None, 1):  # Triton folds them in
+        linear_cross_entropy(*inputs.linear_cross_entropy(1, 1, 1, 1, 1, ones, True, generator).values())
 
 
 if __name__ == "__main__":

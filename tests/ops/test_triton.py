@@ -398,17 +398,34 @@ def test_weighted_cross_entropy_in_place(generator: torch.Generator) -> None:
 
 @pytest.mark.parametrize("extras", [False, True])
 @pytest.mark.parametrize(
-    ("chains", "tokens", "width", "vocabulary", "unembeddings"),
-    [(2, 70, 37, 130, 1), (2, 70, 37, 130, 2), (3, 1, 1, 1, 1), (2, 0, 4, 5, 1), (0, 2, 4, 5, 1)],
+    ("chains", "tokens", "width", "vocabulary", "unembeddings", "offsets"),
+    [
+        (2, 70, 37, 130, 1, None),
+        (2, 70, 37, 130, 2, None),
+        (3, 1, 1, 1, 1, None),
+        (2, 0, 4, 5, 1, None),
+        (0, 2, 4, 5, 1, None),
+        (2, 70, 17, 130, 1, 1),
+        (2, 70, 17, 130, 1, 2),
+        (2, 70, 17, 130, 2, 1),
+        (3, 1, 1, 1, 1, 1),
+        (2, 0, 4, 5, 1, 1),
+        (0, 2, 4, 5, 1, 1),
+    ],
 )
 def test_linear_cross_entropy(
-    chains: int, tokens: int, width: int, vocabulary: int, unembeddings: int, extras: bool, generator: torch.Generator
-) -> None:
-    arguments = inputs.linear_cross_entropy(chains, tokens, width, vocabulary, unembeddings, extras, generator)
+    chains: int, tokens: int, width: int, vocabulary: int, unembeddings: int, offsets: int | None, extras: bool,
+    generator: torch.Generator,
+) -> None:  # fmt: skip
+    arguments = inputs.linear_cross_entropy(chains, tokens, width, vocabulary, unembeddings, offsets, extras, generator)
     actual, expected = both(linear_cross_entropy, reference_cross_entropy.linear_cross_entropy, arguments)
     h, u = arguments["hidden"].double(), arguments["unembedding"].double()
-    logits = h @ u.mT
-    error = ROUNDING * (width + 1) * (h.abs() @ u.abs().mT)
+    logits, magnitude = h @ u.mT, h.abs() @ u.abs().mT
+    if offsets is not None:
+        offset = arguments["offset"].double()
+        known = arguments["offset_scale"].double()[:, :, None] * offset
+        logits, magnitude = logits + known, magnitude + known.abs()
+    error = ROUNDING * (width + 2) * magnitude
     loss, p = logits_bound(logits, error.amax(-1))
     assert_within(loss, actual["losses"], expected["losses"])
     if extras:
@@ -421,11 +438,14 @@ def test_linear_cross_entropy(
         assert_within(bound, actual["grad_hidden"], expected["grad_hidden"])
         bound = wrong.mT @ h.abs() + ROUNDING * chains * (tokens + 1) * (gradient.mT @ h.abs())
         assert_within(bound.sum_to_size(u.shape), actual["grad_unembedding"], expected["grad_unembedding"])
+        if offsets is not None:
+            bound = ((wrong + ROUNDING * (vocabulary + 1) * gradient) * offset.abs()).sum(-1)
+            assert_within(bound, actual["grad_offset_scale"], expected["grad_offset_scale"])
 
 
 @pytest.mark.parametrize("label", [-1, 17, 2**40])
 def test_labels_that_do_not_exist_give_nan(label: int, generator: torch.Generator) -> None:
-    arguments = inputs.linear_cross_entropy(1, 5, 9, 17, 1, True, generator)
+    arguments = inputs.linear_cross_entropy(1, 5, 9, 17, 1, None, True, generator)
     good = run(linear_cross_entropy, arguments)
     arguments["labels"][0, 2] = label
     bad = run(linear_cross_entropy, arguments)

@@ -124,16 +124,27 @@ def weighted_cross_entropy(tokens: int, vocabulary: int, extras: bool, generator
 
 
 def linear_cross_entropy(
-    chains: int, tokens: int, width: int, vocabulary: int, unembeddings: int, extras: bool, generator: Generator
+    chains: int,
+    tokens: int,
+    width: int,
+    vocabulary: int,
+    unembeddings: int,
+    offsets: int | None,
+    extras: bool,
+    generator: Generator,
 ) -> dict[str, Any]:
-    """`extras`: weights and both gradients."""
+    """`offsets`: None for no known logits; `extras`: weights and all gradients."""
+    known = offsets is not None
     return {
         "hidden": normal(generator, chains, tokens, width),
         "unembedding": normal(generator, unembeddings, vocabulary, width),
         "labels": labels(vocabulary, (chains, tokens), generator),
         "weights": normal(generator, chains, tokens) if extras else None,
+        "offset": normal(generator, offsets or 0, tokens, vocabulary) if known else None,
+        "offset_scale": normal(generator, chains, tokens) if known else None,
         "ignore_index": -100,
         "losses": poison(chains, tokens),
         "grad_hidden": poison(chains, tokens, width) if extras else None,
         "grad_unembedding": poison(unembeddings, vocabulary, width) if extras else None,
+        "grad_offset_scale": poison(chains, tokens) if extras and known else None,
     }

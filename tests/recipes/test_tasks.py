@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from patterning_fast.models.attention_only import AttentionOnlyLM, queries_keys_values
+from patterning_fast.models.attention_only import AttentionOnlyLM, vectors
+from patterning_fast.ops.reference.rotary_attention import parts
 from patterning_fast.tasks.found_text import CHARACTERS, DOMAINS, decode, encode, found_text_contexts
 from patterning_fast.tasks.induction import predictable_by_induction, repeated_strings
 from tests.models import language_model
@@ -84,7 +85,7 @@ def test_attention_patterns_are_those_of_the_forward_pass() -> None:
     patterns = model.attention_patterns(tokens)
     hidden = torch.nn.functional.embedding(tokens, model.embedding)
     for layer, pattern in zip(model.attention_layers(), patterns, strict=True):
-        _, _, value = queries_keys_values(layer.norm(hidden), layer.qkv, model.rotary_cos, model.rotary_sin)
+        _, _, value = parts(vectors(layer.norm(hidden), layer.qkv), model.rotary_cos, model.rotary_sin)
         expected = (pattern @ value).transpose(1, 2).flatten(2) @ layer.output.flatten(0, 1)
         # Sums of 8 float32 products of size 1.
         assert torch.allclose(layer(hidden, model.rotary_cos, model.rotary_sin), expected, atol=1e-5)

@@ -56,7 +56,7 @@ def test_learning_coefficients_meet_their_closed_form(sampler: Sampler, variance
 
 
 def test_corrected_minibatch_noise_leaves_the_posterior_s_width() -> None:
-    """Minibatches of 2 widen the posterior of plain SGLD; corrected chains have the learning coefficient of full ones."""
+    """Minibatches of 2 widen plain SGLD's posterior; corrected chains have the learning coefficient of full batches."""
     problem = linear_regression(seed=1, samples=20, width=4)
     sampling: dict[str, Any] = {
         "chains": 32, "draws": 20, "burn_in": 10, "steps_between_draws": 4, "batch_size": 2, "progress": False,

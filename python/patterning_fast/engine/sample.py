@@ -333,7 +333,7 @@ def sample(
         loss_samples: evaluate L on that many of the posterior's samples, or on those of these indices, the same at
             every draw; None for all.
         loss_kernel: also track the co-moments of every pair of probe losses (memory grows with their number squared).
-        recording_bytes: memory for what chains of restricted components recall of the samples, in place of computing it.
+        recording_bytes: memory for what chains of restricted components recall of samples, in place of computing it.
         precision: of the forward passes for losses at draws; gradients are float32. With "bfloat16" `diagnostics()`
             says how large its error is beside the fluctuations that χ is made of.
         tile: chains of a component that are evaluated together; None to measure which number is fastest here.

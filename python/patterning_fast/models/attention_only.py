@@ -6,7 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patterning_fast import ops
 from patterning_fast.models.head_suffix import HeadSuffix
+from patterning_fast.ops.reference.rotary_attention import parts as rotated_parts
+from patterning_fast.ops.reference.rotary_attention import scores
 from patterning_fast.posterior.components import Component
 from patterning_fast.posterior.decoders import LogitFactors
 
@@ -62,12 +65,10 @@ class AttentionOnlyLM(nn.Module):
         """Attention probabilities `[layers, batch, heads, T, T]` on `tokens` `[batch, T]`."""
         length = tokens.shape[-1]
         cos, sin = self.rotary(length)
-        future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
         patterns = []
         for layer, hidden in zip(self.attention_layers(), self.streams(tokens), strict=False):
-            query, key, _ = queries_keys_values(layer.norm(hidden), layer.qkv, cos, sin)
-            scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
-            patterns.append(scores.masked_fill(future, -torch.inf).softmax(-1))
+            query, key, _ = rotated_parts(vectors(layer.norm(hidden), layer.qkv), cos, sin)
+            patterns.append(scores(query, key).softmax(-1))
         return torch.stack(patterns)
 
     def attention_head_parameters(self) -> dict[str, dict[str, Tensor]]:
@@ -109,15 +110,12 @@ class AttentionLayer(nn.Module):
 
     def mix(self, normed: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """What heads of weights `qkv` `[3, heads, head_width, width]` gather, `[batch, T, heads · head_width]`."""
-        query, key, value = queries_keys_values(normed, qkv, cos, sin)
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
+        return ops.rotary_attention(vectors(normed, qkv), cos, sin)
 
 
-def queries_keys_values(normed: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotated queries, rotated keys and values of some heads, each `[batch, heads, T, head_width]`."""
-    vectors = F.linear(normed, qkv.flatten(0, 2)).unflatten(-1, qkv.shape[:3])
-    query, key, value = vectors.permute(2, 0, 3, 1, 4)
-    return rotate(query, cos, sin), rotate(key, cos, sin), value
+def vectors(normed: Tensor, qkv: Tensor) -> Tensor:
+    """Queries, keys and values of some heads, `[batch, T, 3, heads, head_width]`."""
+    return F.linear(normed, qkv.flatten(0, 2)).unflatten(-1, qkv.shape[:3])
 
 
 def rotary_table(context: int, head_width: int) -> tuple[Tensor, Tensor]:
@@ -125,12 +123,6 @@ def rotary_table(context: int, head_width: int) -> tuple[Tensor, Tensor]:
     frequency = 10000.0 ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
     angle = torch.outer(torch.arange(context, dtype=torch.float64), frequency).repeat(1, 2)
     return angle.cos().float(), angle.sin().float()
-
-
-def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn `[..., T, head_width]` vectors by their position's rotary angle."""
-    first, second = vectors.chunk(2, -1)
-    return vectors * cos + torch.cat((-second, first), -1) * sin
 
 
 def same_coordinates(component: Component, owned: dict[str, Tensor]) -> bool:

@@ -7,6 +7,7 @@ from patterning_fast.ops.library import use_backend
 from patterning_fast.ops.linear_cross_entropy import linear_cross_entropy, weighted_linear_cross_entropy
 from patterning_fast.ops.normal import normal_
 from patterning_fast.ops.per_sample_langevin_step import per_sample_langevin_step
+from patterning_fast.ops.rotary_attention import rotary_attention
 from patterning_fast.ops.weighted_cross_entropy import weighted_cross_entropy
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "loss_comoments_update",
     "normal_",
     "per_sample_langevin_step",
+    "rotary_attention",
     "use_backend",
     "weighted_cross_entropy",
     "weighted_linear_cross_entropy",

@@ -177,7 +177,7 @@ def wants_gradient(tensor: Tensor | None) -> bool:
     return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
 
 
-Results = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+Results = tuple[Tensor | None, ...]
 """Losses, and the gradients in hidden, unembedding and offset_scale that are wanted."""
 
 
@@ -214,28 +214,25 @@ class Examples:
 
     def __init__(self, count: int, hidden: Tensor, in_dim: int | None) -> None:
         self.count = count
-        has_chains = hidden.dim() == (3 if in_dim is None else 4)
-        self.chains = hidden.movedim(in_dim or 0, 0).shape[0 if in_dim is None else 1] if has_chains else None
+        shape = [size for dim, size in enumerate(hidden.shape) if dim != in_dim]
+        self.chains = shape[0] if len(shape) == 3 else None
 
-    def join(self, tensor: Tensor | None, in_dim: int | None, dimensions: int) -> Tensor | None:
-        """`[examples · chains, ...]` of a tensor that has so many dimensions for a chain."""
-        if tensor is None:
-            return None
+    def join(
+        self, tensor: Tensor | None, in_dim: int | None, dimensions: int, may_share: bool = False
+    ) -> Tensor | None:
+        """`[examples · chains, ...]` of a tensor with so many dimensions for a chain; as it is where all share it."""
+        if tensor is None or (may_share and in_dim is None and tensor.dim() == dimensions):
+            return tensor
         tensor = tensor.expand(self.count, *tensor.shape) if in_dim is None else tensor.movedim(in_dim, 0)
         if self.chains is not None:
-            if tensor.dim() == dimensions + 1:
+            if tensor.dim() == 1 + dimensions:
                 tensor = tensor[:, None].expand(-1, self.chains, *tensor.shape[1:])
             tensor = tensor.flatten(0, 1)
         return tensor.contiguous()
 
-    def join_unless_shared(self, matrix: Tensor | None, in_dim: int | None) -> Tensor | None:
-        """The same, or the matrix itself where it is one for all chains."""
-        shared = matrix is not None and in_dim is None and matrix.dim() == 2
-        return matrix if shared else self.join(matrix, in_dim, 2)
-
-    def part(self, tensor: Tensor) -> Tensor:
-        """`[examples, ...]` of what `join` made."""
-        return tensor if self.chains is None else tensor.unflatten(0, (self.count, self.chains))
+    def part(self, tensor: Tensor | None) -> Tensor | None:
+        """`[examples, ...]` of what was made of what `join` made."""
+        return tensor if tensor is None or self.chains is None else tensor.unflatten(0, (self.count, self.chains))
 
 
 class Losses(torch.autograd.Function):
@@ -250,7 +247,9 @@ class Losses(torch.autograd.Function):
         offset_scale: Tensor | None,
         ignore_index: int,
     ) -> Tensor:
-        return run(hidden, unembedding, labels, None, offset, offset_scale, ignore_index, (False, False, False))[0]
+        nothing = False, False, False
+        losses: Tensor = run(hidden, unembedding, labels, None, offset, offset_scale, ignore_index, nothing)[0]  # type: ignore[assignment]
+        return losses
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -269,14 +268,14 @@ class Losses(torch.autograd.Function):
         return grad_hidden, grad_unembedding, None, None, grad_offset_scale, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor | None, int]:
         hidden, unembedding, labels, offset, offset_scale, ignore_index = inputs
         examples = Examples(info.batch_size, hidden, in_dims[0])
         losses = Losses.apply(  # type: ignore[no-untyped-call]
             examples.join(hidden, in_dims[0], 2),
-            examples.join_unless_shared(unembedding, in_dims[1]),
+            examples.join(unembedding, in_dims[1], 2, may_share=True),
             examples.join(labels, in_dims[2], 1),
-            examples.join_unless_shared(offset, in_dims[3]),
+            examples.join(offset, in_dims[3], 2, may_share=True),
             examples.join(offset_scale, in_dims[4], 1),
             ignore_index,
         )
@@ -284,48 +283,52 @@ class Losses(torch.autograd.Function):
 
 
 class LossesAndGradients(torch.autograd.Function):
-    """The op, with a rule for vmap but no derivative."""
+    """The op as a function that has a rule for vmap, and no derivative."""
 
     @staticmethod
-    def forward(*inputs: Any) -> Results:
-        return run(*inputs)
+    def forward(
+        hidden: Tensor,
+        unembedding: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        offset: Tensor | None,
+        offset_scale: Tensor | None,
+        ignore_index: int,
+        wanted: tuple[bool, bool, bool],
+    ) -> Results:
+        return run(hidden, unembedding, labels, weights, offset, offset_scale, ignore_index, wanted)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
         ctx.mark_non_differentiable(*(tensor for tensor in output if tensor is not None))
 
     @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:  # torch.compile asks for one
+        return (None,) * 8
+
+    @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Results, tuple[int | None, ...]]:
         hidden, unembedding, labels, weights, offset, offset_scale, ignore_index, wanted = inputs
-        # That examples of a tensor want a gradient shows only on the tensor.
-        wanted = tuple(
-            wants or wants_gradient(tensor)
-            for wants, tensor in zip(wanted, (hidden, unembedding, offset_scale), strict=True)
-        )
+        # Within a vmap tensors do not tell that they want a gradient; here, outside it, they do.
+        differentiated = hidden, unembedding, offset_scale
+        wanted = tuple(wants or wants_gradient(x) for wants, x in zip(wanted, differentiated, strict=True))
         examples = Examples(info.batch_size, hidden, in_dims[0])
-        join_unembedding = examples.join if wanted[1] else examples.join_unless_shared
-        losses, grad_hidden, grad_unembedding, grad_offset_scale = LossesAndGradients.apply(  # type: ignore[no-untyped-call]
+        results = LossesAndGradients.apply(  # type: ignore[no-untyped-call]
             examples.join(hidden, in_dims[0], 2),
-            examples.join(unembedding, in_dims[1], 2)
-            if wanted[1]
-            else examples.join_unless_shared(unembedding, in_dims[1]),
+            # Each example gets the gradient of its own losses.
+            examples.join(unembedding, in_dims[1], 2, may_share=not wanted[1]),
             examples.join(labels, in_dims[2], 1),
             examples.join(weights, in_dims[3], 1),
-            examples.join_unless_shared(offset, in_dims[4]),
+            examples.join(offset, in_dims[4], 2, may_share=True),
             examples.join(offset_scale, in_dims[5], 1),
             ignore_index,
             wanted,
         )
-        results = [
-            None if x is None else examples.part(x) for x in (losses, grad_hidden, grad_unembedding, grad_offset_scale)
-        ]
-        if (
-            results[2] is not None
-            and examples.chains is not None
-            and unembedding.dim() == (2 if in_dims[1] is None else 3)
-        ):
-            results[2] = results[2].sum(1)
-        return tuple(results), tuple(None if x is None else 0 for x in results)
+        losses, grad_hidden, grad_unembedding, grad_offset_scale = map(examples.part, results)
+        if grad_unembedding is not None and grad_unembedding.dim() > unembedding.dim() + (in_dims[1] is None):
+            grad_unembedding = grad_unembedding.sum(1)  # over chains, which share it
+        parts = losses, grad_hidden, grad_unembedding, grad_offset_scale
+        return parts, tuple(None if part is None else 0 for part in parts)
 
 
 class WeightedTotal(torch.autograd.Function):
