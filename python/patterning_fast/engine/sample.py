@@ -413,7 +413,7 @@ def sample_settings(
                 total=options.total_draws * steps,
                 initial=done * steps,
                 unit="step",
-                desc=f"{plan.rows} chains",
+                desc=f"sampling {plan.rows} chains",
                 disable=not progress,
             )
         )

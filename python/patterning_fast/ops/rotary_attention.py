@@ -14,6 +14,9 @@ from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor
 from patterning_fast.ops.reference import rotary_attention as reference
 
+HALF = torch.bfloat16, torch.float16
+REAL = torch.float32, torch.float64, *HALF
+
 
 def fields(qkv: Tensor, *others: Tensor) -> tuple[int, ...]:
     """The fields of csrc's RotaryAttention, or of its RotaryAttentionGradient, in order."""
@@ -45,11 +48,13 @@ library.register(
 def rotary_attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Σ softmax(q·k/√head_width)·v over earlier positions, q and k turned by rotary angles (arXiv:2104.09864).
 
-    Differentiable once in `qkv`; works under `torch.func.vmap`. On devices other than CPUs torch's own attention runs.
+    Differentiable once in `qkv`; works under `torch.func.vmap`. Torch's own runs elsewhere and in half precision.
 
     Args:
-        qkv: queries, keys and values, float32 `[batch, T, 3, heads, head_width]`; float64 runs on the reference.
-        cos, sin: of the angles, `[T, head_width]`, the second half of each row as the first.
+        qkv: queries, keys and values, of any real dtype, `[batch, T, 3, heads, head_width]`; float64 runs on the
+            reference.
+        cos, sin: of the angles, `[T, head_width]`, the second half of each row as the first; float32 for half precision
+            too.
 
     Returns what the heads gather, one after another: `[batch, T, heads · head_width]`.
 
@@ -58,16 +63,15 @@ def rotary_attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     op = "rotary_attention"
     check_dimensions(op, "qkv", qkv, 5)
-    real = qkv.dtype if qkv.dtype == torch.float64 else torch.float32
     _, length, three, _, width = qkv.shape
     if three != 3 or width % 2:
         raise ValueError(f"{op}: qkv has shape {list(qkv.shape)}, but must have [batch, T, 3, heads, an even width]")
-    check_tensor(op, "qkv", qkv, real, tuple(qkv.shape))
+    check_tensor(op, "qkv", qkv, REAL, tuple(qkv.shape))
     for name, table in (("cos", cos), ("sin", sin)):
-        check_tensor(op, name, table, real, (length, width))
+        check_tensor(op, name, table, (qkv.dtype, torch.float32) if qkv.dtype in HALF else qkv.dtype, (length, width))
     check_same_device(op, {"qkv": qkv, "cos": cos, "sin": sin})
-    if qkv.device.type != "cpu":
-        query, key, value = reference.parts(qkv, cos, sin)
+    if qkv.device.type != "cpu" or qkv.dtype in HALF:
+        query, key, value = (each.to(qkv.dtype) for each in reference.parts(qkv, cos, sin))
         return F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).flatten(2)
     mixed, _ = Mixed.apply(qkv, cos, sin)  # type: ignore[no-untyped-call]
     return mixed.flatten(2)

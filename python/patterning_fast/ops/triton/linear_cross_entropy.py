@@ -21,15 +21,6 @@ def tile(matrix, row, rows, column, columns):
 
 
 @triton.jit
-def of_chain(offset, offset_scale, offsets, chain, tokens, vocabulary):
-    """Where the known part of a chain's logits is; None where there is none."""
-    if offset is not None:
-        offset += tl.where(offsets == 1, 0, chain) * tokens * vocabulary
-        offset_scale += chain * tokens
-    return offset, offset_scale
-
-
-@triton.jit
 def logits_tile(
     hidden, token, tokens, unembedding, word, vocabulary, offset, offset_scale, width: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -95,7 +86,9 @@ def loss_kernel(
     target = tl.zeros([TOKENS], tl.float32)
     hidden += chain * tokens * width
     unembedding += tl.where(unembeddings == 1, 0, chain) * vocabulary * width
-    offset, offset_scale = of_chain(offset, offset_scale, offsets, chain, tokens, vocabulary)
+    if offset is not None:
+        offset += tl.where(offsets == 1, 0, chain) * tokens * vocabulary
+        offset_scale += chain * tokens
     for first in range(0, vocabulary, VOCABULARY):
         word = first + tl.arange(0, VOCABULARY)
         logits = logits_tile(
@@ -121,7 +114,9 @@ def grad_tokens_kernel(
     if weights is not None:
         weights += before
     unembedding += tl.where(unembeddings == 1, 0, chain) * vocabulary * width
-    offset, offset_scale = of_chain(offset, offset_scale, offsets, chain, tokens, vocabulary)
+    if offset is not None:
+        offset += tl.where(offsets == 1, 0, chain) * tokens * vocabulary
+        offset_scale += chain * tokens
     of_scale = tl.zeros([TOKENS], tl.float32)
     for first in range(0, vocabulary, VOCABULARY):
         word = first + tl.arange(0, VOCABULARY)
@@ -157,7 +152,11 @@ def grad_unembedding_kernel(
         own_weights = weights
         if weights is not None:
             own_weights = weights + before
-        own_offset, own_scale = of_chain(offset, offset_scale, offsets, chain, tokens, vocabulary)
+        own_offset = offset
+        own_scale = offset_scale
+        if offset is not None:
+            own_offset = offset + tl.where(offsets == 1, 0, chain) * tokens * vocabulary
+            own_scale = offset_scale + before
         first = 0
         while first < tokens:
             token = first + tl.arange(0, TOKENS)
