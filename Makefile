@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 SANITIZED := build/sanitized
+PEERS := build/peers
 
 .PHONY: demo test sanitize bench bench-ops gpu clean check-tools
 
@@ -38,6 +39,13 @@ gpu:
 	$(PYTHON) -m pytest tests/ops tests/gpu
 	$(PYTHON) -m bench.registers
 	$(PYTHON) -m bench.ops
+
+# What the library is measured against, in an environment of its own.
+$(PEERS)/.installed: constraints.txt | check-tools
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PEERS)/bin/python -m pip install --quiet \
+		devinterp canonical-interp posteriors safetensors datasets transformers
+	touch $@
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

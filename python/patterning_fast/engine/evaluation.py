@@ -23,9 +23,8 @@ from patterning_fast.posterior.losses import Batch
 LOSS_SAMPLES = "samples of L"
 """Name of the evaluation set that is only there for L."""
 
-EVALUATED_TOGETHER = 1024
-"""Losses per forward pass where only losses are wanted: enough to fill vectors, few enough to stay in cache."""
-
+EVALUATED_TOGETHER = 4096
+"""Losses per forward pass where only losses are wanted: so many that what Python takes for one is little beside it."""
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -130,6 +129,30 @@ def evaluation_sets(posterior: LocalPosterior, sets: list[tuple[str, Batch]]) ->
         laid_out.append(EvaluationSet(name, data, slice(start, stop), shape))
         start = stop
     return laid_out
+
+
+def joined(sets: list[EvaluationSet], posterior: LocalPosterior) -> list[EvaluationSet]:
+    """The same losses in fewer sets: neighbours whose samples are alike are one, while one forward pass takes both.
+
+    The posterior's own data stays a set of its own, as what is recalled of it serves the gradients too.
+    """
+    result = sets[:1]
+    for each in sets[1:]:
+        last = result[-1]
+        alike = (
+            isinstance(last.data, Tensor)
+            and isinstance(each.data, Tensor)
+            and (last.data.shape[1:], last.data.dtype) == (each.data.shape[1:], each.data.dtype)
+            and each.columns.stop - last.columns.start <= EVALUATED_TOGETHER
+            and not any(data is posterior.data for data in (last.data, each.data))
+        )
+        if alike:
+            data = torch.cat([last.data, each.data])  # type: ignore[list-item]
+            columns = slice(last.columns.start, each.columns.stop)
+            result[-1] = EvaluationSet(f"{last.name}, {each.name}", data, columns, last.loss_shape)
+        else:
+            result.append(each)
+    return result
 
 
 def losses_at_center(

@@ -23,6 +23,7 @@ from patterning_fast.engine.evaluation import (
     EvaluationSet,
     Precision,
     computing_in,
+    joined,
     joint_coordinates,
     lay_out_sets,
     losses_at_center,
@@ -492,6 +493,7 @@ def start(
 ) -> Run:
     """A run with all chains at w*, which tracks that many losses."""
     reference = losses_at_center(posterior, sets, pool, options.precision)
+    sets = joined(sets, posterior)
     observables = torch.zeros(1 + tracked if options.loss_kernel else 1, device=reference.device)
     units_per_group = plan.units // plan.groups
     most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))

@@ -1,0 +1,63 @@
+"""Our side: `pf.sample` through the public face.
+
+Variants: "" is what A and B compare, chains as independent as devinterp's; "antithetic" pairs them; "full" samples the
+unrestricted posterior alone; "llc" the same where only the LLC is wanted, as canonical-interp gives it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+import patterning_fast as pf
+from bench.endtoend.contestant import Arrays, Prepared, Run, contest
+from bench.endtoend.workload import Workload, our_model
+
+
+def prepare(run: Run, workload: Workload) -> Prepared:
+    model = our_model(workload)
+    model.load_state_dict(workload.weights())
+    posterior = pf.LocalPosterior(
+        model,
+        pf.losses.next_token,
+        workload.data("train"),
+        n_beta=workload.n_beta,
+        localization=workload.localization,
+    )
+    components = {
+        head: pf.component(model, head, masks)
+        for head, masks in workload.head_masks(model).items()
+        if run.variant not in ("full", "llc")
+    }
+    probe = workload.data("probe")
+
+    def sample() -> tuple[Arrays, float, float]:
+        statistics = pf.sample(
+            posterior,
+            pf.SGLD(workload.lr),
+            components=components,
+            probes={"probe": probe[:1] if run.variant == "llc" else probe},
+            chains=run.chains,
+            draws=run.draws,
+            batch_size=workload.batch_size,
+            antithetic=run.variant == "antithetic",
+            loss_samples=torch.arange(workload.batch_size if run.variant == "llc" else workload.loss_samples),
+            groups=min(run.chains, 64),
+            seed=run.seed,
+            progress=False,
+        )
+        chi, llc = statistics.susceptibilities(), statistics.llc()
+        kept = {name: chi[name].values for name in chi if name != "chi_drift_group"}
+        arrays = kept | {
+            "components": chi["component"].values,
+            "llc": llc["llc"].values,
+            "llc_error": llc["llc_error"].values,
+            "chain_steps": np.array((len(components) + 1) * run.chains * run.draws),
+        }
+        return arrays, 0.0, 0.0
+
+    return sample
+
+
+if __name__ == "__main__":
+    contest(prepare)

@@ -1,0 +1,62 @@
+"""canonical-interp 0.1.5: the LLC of the unrestricted posterior, all chains in one vmap. Variant "eager" or "compiled".
+
+It imports `itertools.batched`, which Python 3.11 lacks; the three lines that stand in for it are all that is changed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from bench.endtoend.contestant import Arrays, Prepared, Run, contest
+from bench.endtoend.workload import Workload
+
+
+def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
+    each = iter(items)
+    while batch := tuple(itertools.islice(each, size)):
+        yield batch
+
+
+if not hasattr(itertools, "batched"):
+    itertools.batched = batched  # type: ignore[attr-defined]
+
+from canonical_interp.slt import LLCEstimator  # noqa: E402
+
+INITIAL_LOSS_BATCHES = 32
+"""As many as devinterp takes its initial loss from; here they are also all that is sampled, again and again."""
+
+
+def prepare(run: Run, workload: Workload) -> Prepared:
+    model = workload.model()
+    tokens = workload.data("train")[: INITIAL_LOSS_BATCHES * workload.batch_size]
+    loader = DataLoader(TensorDataset(tokens[:, :-1], tokens[:, 1:]), batch_size=workload.batch_size, shuffle=True)
+    estimator = LLCEstimator(
+        draws=run.draws,
+        chains=run.chains,
+        burnin_steps=0,
+        steps_bw_draws=1,
+        learning_rate=workload.lr,
+        localization=workload.localization,
+        nbeta=workload.n_beta,
+    )
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def sample() -> tuple[Arrays, float, float]:
+        compiled = run.variant == "compiled"
+        estimator.estimate_llc(model, loader, criterion_fn=loss, seed=run.seed, compile=compiled, show_progress=False)
+        llc = estimator.get_metrics()["llcs"].numpy()
+        return {"llc": llc, "chain_steps": torch.tensor(run.chains * run.draws).numpy()}, 0.0, 0.0
+
+    return sample
+
+
+if __name__ == "__main__":
+    contest(prepare)
