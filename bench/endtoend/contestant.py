@@ -45,6 +45,11 @@ class Run:
         """Where the run leaves its estimates and traces."""
         return FOLDER / "runs" / f"{self.name}.npz"
 
+    @property
+    def taken(self) -> Path:
+        """Where it leaves what it took."""
+        return self.arrays.with_suffix(".json")
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -70,7 +75,12 @@ class Taken:
 
 
 def measure(run: Run) -> Taken:
-    """Run a contestant in a process of its own; raises RuntimeError with the end of what it printed where it fails."""
+    """Run a contestant in a process of its own, unless it has been: a bench that was stopped goes on from there.
+
+    Raises RuntimeError with the end of what it printed where it fails.
+    """
+    if run.taken.exists():
+        return Taken(**json.loads(run.taken.read_text()))
     python = sys.executable if run.contestant == "ours" else str(PEERS)
     module = f"bench.endtoend.{'ours' if run.contestant == 'ours' else f'peers.{run.contestant}_run'}"
     environment = os.environ | {"OMP_NUM_THREADS": str(run.threads), "MKL_NUM_THREADS": str(run.threads)}
@@ -79,7 +89,8 @@ def measure(run: Run) -> Taken:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{run.name} failed: {done.stderr[-2000:]}")
-    return Taken(**json.loads(done.stdout.splitlines()[-1]))
+    run.taken.write_text(done.stdout.splitlines()[-1])
+    return Taken(**json.loads(run.taken.read_text()))
 
 
 Prepared = Callable[[], tuple[Arrays, float, float]]
@@ -102,7 +113,7 @@ def contest(prepare: Callable[[Run, Workload], Prepared]) -> None:
     seconds = time.perf_counter() - started
     steps = int(arrays.pop("chain_steps"))
     taken = Taken(startup, seconds, compiling, steps, imported, memory("VmHWM"), disk)
-    np.savez(run.arrays, **arrays)
+    np.savez(run.arrays, **arrays)  # type: ignore[arg-type]
     print(json.dumps(asdict(taken)))
 
 

@@ -1,7 +1,8 @@
 """Our side: `pf.sample` through the public face.
 
-Variants: "" is what A and B compare, chains as independent as devinterp's; "antithetic" pairs them; "full" samples the
-unrestricted posterior alone; "llc" the same where only the LLC is wanted, as canonical-interp gives it.
+Variants: "" is what A and B compare, chains as independent as devinterp's; "thinned" evaluates every fourth step only;
+"frugal" recalls little; "full" samples the unrestricted posterior alone; "llc" the same where only the LLC is wanted,
+as canonical-interp gives it; "bfloat16" evaluates in that precision.
 """
 
 from __future__ import annotations
@@ -12,6 +13,11 @@ import torch
 import patterning_fast as pf
 from bench.endtoend.contestant import Arrays, Prepared, Run, contest
 from bench.endtoend.workload import Workload, our_model
+
+THINNING = 4
+"""Steps between draws of the variant "thinned": about half the chains' correlation time."""
+
+FRUGAL_BYTES = 2**25
 
 
 def prepare(run: Run, workload: Workload) -> Prepared:
@@ -40,19 +46,25 @@ def prepare(run: Run, workload: Workload) -> Prepared:
             chains=run.chains,
             draws=run.draws,
             batch_size=workload.batch_size,
-            antithetic=run.variant == "antithetic",
+            steps_between_draws=THINNING if run.variant == "thinned" else 1,
+            recording_bytes=FRUGAL_BYTES if run.variant == "frugal" else 2**28,
+            precision="bfloat16" if run.variant == "bfloat16" else "float32",
             loss_samples=torch.arange(workload.batch_size if run.variant == "llc" else workload.loss_samples),
             groups=min(run.chains, 64),
             seed=run.seed,
             progress=False,
         )
-        chi, llc = statistics.susceptibilities(), statistics.llc()
-        kept = {name: chi[name].values for name in chi if name != "chi_drift_group"}
+        chi, llc, health = statistics.susceptibilities(), statistics.llc(), statistics.diagnostics()
+        kept = {str(name): chi[name].values for name in chi if name != "chi_drift_group"}
         arrays = kept | {
             "components": chi["component"].values,
             "llc": llc["llc"].values,
             "llc_error": llc["llc_error"].values,
-            "chain_steps": np.array((len(components) + 1) * run.chains * run.draws),
+            "llc_group": llc["llc_group"].values,
+            "rounding": health["rounding"].values if "rounding" in health else np.array(np.nan),
+            "chain_steps": np.array(
+                (len(components) + 1) * run.chains * run.draws * int(chi.attrs["steps_between_draws"])
+            ),
         }
         return arrays, 0.0, 0.0
 

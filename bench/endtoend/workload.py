@@ -1,6 +1,7 @@
 """What every contestant samples: two language models, their data and the settings, the same files for all.
 
-Only `prepare` and `our_model` need patterning_fast: the peers read what it has left in build/endtoend/, in an environment without it.
+Only `prepare` and `our_model` need patterning_fast: the peers read what is left in build/endtoend/, in an environment
+without it.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ def prepare(workload: Workload) -> None:
     sampled = training[: workload.samples]
     data = {"data.train": sampled, "data.loss": sampled[: workload.loss_samples], "data.probe": probe}
     FOLDER.mkdir(parents=True, exist_ok=True)
-    save_file({**model.state_dict(), **{name: each.contiguous() for name, each in data.items()}}, workload.path())
+    save_file({**model.state_dict(), **{name: each.clone() for name, each in data.items()}}, workload.path())
 
 
 def our_model(workload: Workload) -> nn.Module:
@@ -134,18 +135,11 @@ def our_model(workload: Workload) -> nn.Module:
 
 
 def token_ids(text: str, vocabulary: int) -> Tensor:
-    """Ids `[T]` of a byte-level BPE trained on the very text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """Ids `[T]` in byte-level pairs."""
+    from bench.text import byte_pair_tokenizer
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    pieces = text.splitlines(keepends=True)
-    tokenizer.train_from_iterator(pieces, trainer)
-    return torch.tensor([index for encoded in tokenizer.encode_batch(pieces) for index in encoded.ids])
+    pieces = byte_pair_tokenizer(vocabulary).encode_batch(text.splitlines(keepends=True))
+    return torch.tensor([index for piece in pieces for index in piece.ids])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Restricted:
         self.center = {name: tensor.detach() for name, tensor in model.named_parameters()}
         self.owned = {name: None if mask is None else mask.flatten().nonzero()[:, 0] for name, mask in owned.items()}
         self.data = torch.cat([workload.data("loss"), workload.data("probe")])
-        wrap: Callable[..., Callable[..., object]] = torch.compile if compiled else lambda function: function
+        wrap: Callable[..., Callable[..., Any]] = torch.compile if compiled else lambda function: function
         self.step = wrap(vmap(self.one_step, randomness="different"))
         self.draw = wrap(vmap(self.one_draw))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -56,7 +57,7 @@ def prepare(run: Run, workload: Workload) -> Prepared:
 
 def traces(folder: Path, components: list[str], workload: Workload) -> Arrays:
     """Losses of every draw in the order of the workload's probe, and what devinterp makes an LLC of."""
-    trees = {name: xr.open_datatree(folder / f"samples_{name}.zarr", engine="zarr", consolidated=False)
+    trees: dict[str, Any] = {name: xr.open_datatree(folder / f"samples_{name}.zarr", engine="zarr", consolidated=False)
              for name in components}  # fmt: skip
     order = rows_of(trees["full"]["input_ids_probe"].values, workload.data("probe").numpy())
     probe = [tree["loss_probe"].values[:, :, order].reshape(*tree["loss_probe"].shape[:2], -1)
