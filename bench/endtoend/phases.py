@@ -20,7 +20,7 @@ DRAWS = 20
 PHASES = {
     "probes": ("sample.py", "evaluate"),
     "forward and backward": ("sample.py", "accumulate_gradients"),
-    "update": ("langevin.py", "update"),
+    "update": ("sgld.py", "update"),
     "statistics": ("comoments.py", "update"),
     "recordings": ("recording.py", "recordings"),
     "all": ("sample.py", "sample"),
@@ -105,7 +105,9 @@ def main() -> None:
                 spent[name] += 1e3 * cumulative / steps
     limits = {name: 1e3 * flops / rate / A.component_count() for name, flops in counted(A).items()}
     spent["rest"] = spent.pop("all") - sum(spent[name] for name in PHASES if name != "all")
-    print(f"{'ms per chain-step':<24} {'measured':>9} {'limit':>7}   products at {rate / 1e9:.0f} GFLOP/s on {threads} cores")
+    print(
+        f"{'ms per chain-step':<24} {'measured':>9} {'limit':>7}   products at {rate / 1e9:.0f} GFLOP/s on {threads} cores"
+    )
     rows: list[dict[str, object]] = []
     for name, each in (spent | {"sum": sum(spent.values())}).items():
         limit = sum(limits.values()) if name == "sum" else limits.get(name)

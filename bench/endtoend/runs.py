@@ -6,8 +6,8 @@ from bench.endtoend.contestant import Run
 
 OURS_A = [Run("ours", "A", 4, 50, 2, seed=seed) for seed in (1, 2, 3)]
 DEVINTERP_A = [Run("devinterp", "A", 4, 50, 2, seed=seed) for seed in (0, 1)]
-OURS_B, DEVINTERP_B = Run("ours", "B", 2, 50, 2), Run("devinterp", "B", 2, 50, 2)
-LONG = Run("ours", "A", 64, 50, 2, seed=9)
+OURS_B, DEVINTERP_B = Run("ours", "B", 1, 50, 2), Run("devinterp", "B", 1, 50, 2)
+LONG = Run("ours", "A", 40, 50, 2, seed=9)
 """The reference of figure C, and the run of at least ten minutes that C2 is extrapolated from."""
 THINNED = Run("ours", "A", 4, 50, 2, "thinned", seed=4)
 FEW_DRAWS, MANY_DRAWS = Run("ours", "A", 4, 50, 2, "frugal"), Run("ours", "A", 4, 500, 2, "frugal")

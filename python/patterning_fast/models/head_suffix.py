@@ -36,8 +36,8 @@ class HeadSuffix:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        own = (f"l{self.layer} normed", f"l{self.layer} mixed", f"l{self.layer} stream")
-        return (*own, "logits") if self.recalls_logits else own
+        own = f"l{self.layer} normed", f"l{self.layer} mixed"
+        return (*own, "centred", "variance", "logits") if self.recalls_logits else (*own, f"l{self.layer} stream")
 
     def runner(self, modules: object) -> HeadSuffixRunner:
         return HeadSuffixRunner(self)
@@ -54,10 +54,8 @@ class HeadSuffixRunner:
         self.own = slice(suffix.head * len(self.output), (suffix.head + 1) * len(self.output))
         norm = self.model.final_norm
         # Logits are unembedding @ (norm.weight * centred / σ + norm.bias): linear in the stream but for σ.
-        scaled = self.model.unembedding * norm.weight
-        self.from_stream = scaled - scaled.mean(1, keepdim=True)
+        self.from_centred = self.model.unembedding * norm.weight
         self.constant = self.model.unembedding @ norm.bias
-        self.known_output = self.from_stream @ self.output.T
 
     def record(self, compute: Callable[[nn.Module], Tensor]) -> dict[str, Tensor]:
         recording = Recording(self)
@@ -96,9 +94,11 @@ class Recording(nn.Module):
         normed = layer.norm(streams[at])
         mixed = layer.mix(normed, layer.qkv, *model.rotary(tokens.shape[-1]))
         stream = streams[at] + mixed @ layer.output.flatten(0, 1)
-        self.recorded = dict(zip(runner.suffix.keys, (normed, mixed, stream), strict=False))
+        known: tuple[Tensor, ...] = (stream,)
         if runner.suffix.recalls_logits:
-            self.recorded["logits"] = stream @ runner.from_stream.T
+            centred = stream - stream.mean(-1, keepdim=True)
+            known = centred, centred.square().mean(-1), centred @ runner.from_centred.T
+        self.recorded = dict(zip(runner.suffix.keys, (normed, mixed, *known), strict=True))
         raise AllRecorded
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -115,23 +115,31 @@ class Recalling(nn.Module):
         self.recorded = [recorded[key] for key in runner.suffix.keys]
 
     def logit_factors(self, tokens: Tensor) -> LogitFactors:
-        runner, model = self.runner, self.runner.model
-        normed, all_mixed, stream, *logits = self.recorded
-        known_mixed = all_mixed[..., runner.own]
-        mixed = runner.mix(normed, self.qkv)
-        stream = stream + mixed @ self.output - known_mixed @ runner.output
-        if not logits:
-            cos, sin = model.rotary(tokens.shape[-1])
-            for layer in model.attention_layers()[runner.suffix.layer + 1 :]:
-                stream = stream + layer(stream, cos, sin)
-            return LogitFactors(model.final_norm(stream), model.unembedding)
-        centred = stream - stream.mean(-1, keepdim=True)
-        scale = (centred.square().mean(-1) + model.final_norm.eps).rsqrt()
-        hidden = torch.cat((mixed, -known_mixed), -1) * scale[..., None]
-        hidden = torch.cat((hidden, torch.ones_like(scale)[..., None]), -1)
-        moved_output = runner.from_stream @ self.output.T
-        unembedding = torch.cat((moved_output, runner.known_output, runner.constant[:, None]), 1)
-        return LogitFactors(hidden, unembedding, logits[0], scale)
+        normed, mixed, *known = self.recorded
+        # The stream moves by a product as wide as two heads: what the head puts out less what it put out at w*.
+        moved = torch.cat((self.runner.mix(normed, self.qkv), mixed[..., self.runner.own]), -1)
+        output = torch.cat((self.output, -self.runner.output))
+        if self.runner.suffix.recalls_logits:
+            return self.beside_known_logits(moved, output, *known)
+        model, (stream,) = self.runner.model, known
+        stream = torch.addmm(stream.flatten(0, 1), moved.flatten(0, 1), output).view(stream.shape)
+        cos, sin = model.rotary(tokens.shape[-1])
+        for layer in model.attention_layers()[self.runner.suffix.layer + 1 :]:
+            stream = stream + layer(stream, cos, sin)
+        return LogitFactors(model.final_norm(stream), model.unembedding)
+
+    def beside_known_logits(
+        self, moved: Tensor, output: Tensor, centred: Tensor, variance: Tensor, logits: Tensor
+    ) -> LogitFactors:
+        """Logits by how the stream has moved, c + mP; its variance grows by 2 c·mP + |mP|²."""
+        output = output - output.mean(1, keepdim=True)
+        before = centred.flatten(0, 1) @ output.T
+        growth = torch.addmm(before, moved.flatten(0, 1), output @ output.T, beta=2).view(moved.shape)
+        variance = variance + (moved * growth).sum(-1) / centred.shape[-1]
+        scale = (variance + self.runner.model.final_norm.eps).rsqrt()
+        hidden = torch.cat((moved * scale[..., None], torch.ones_like(scale)[..., None]), -1)
+        unembedding = torch.cat((self.runner.from_centred @ output.T, self.runner.constant[:, None]), 1)
+        return LogitFactors(hidden, unembedding, logits, scale)
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden, unembedding, offset, scale = self.logit_factors(tokens)
