@@ -34,10 +34,13 @@ def seconds(several: list[Run]) -> float:
 
 
 def speed(name: str, ours: list[Run], theirs: list[Run]) -> Row:
-    here, there = seconds(ours), seconds(theirs)
-    shape = f"{ours[0].chains} chains × {ours[0].draws} draws, {WORKLOADS[name].component_count()} components"
+    """Wall time; devinterp's is linear in chains, which run one after another."""
+    chains = ours[0].chains
+    here, there = seconds(ours), seconds(theirs) * chains / theirs[0].chains
+    shape = f"{chains} chains × {ours[0].draws} draws, {WORKLOADS[name].component_count()} components"
     figure = f"{name}: susceptibilities, {shape}: faster than devinterp"
-    return row(figure, there / here, 5.0, there / here >= 5, "times", **{"devinterp [s]": there, "here [s]": here})
+    peers = {"devinterp [s]": there, "devinterp's chains": theirs[0].chains, "here [s]": here}
+    return row(figure, there / here, 5.0, there / here >= 5, "times", **peers)
 
 
 def reference() -> dict[str, float]:
@@ -60,8 +63,8 @@ def until_known() -> list[Row]:
     described["reliability of the reference"] = statistics.median(reliability[head] for head in long.heads)
     fewer = {name: took["devinterp"] / took[name] for name in took}
     return [
-        row(f"C: seconds until r ≥ 0.9 with the truth{how}: fewer than devinterp's", fewer[name], 15.0, fewer[name] >= 15,
-            "times", **described)
+        row(f"C: seconds until r ≥ 0.9 with the truth{how}: fewer than devinterp's", fewer[name], 15.0,
+            fewer[name] >= 15, "times", **described)
         for name, how in (("here", ", same draws"), ("here, thinned", ", a draw every 4 steps"))
     ]  # fmt: skip
 
@@ -74,7 +77,7 @@ def at_scale() -> list[Row]:
     theirs = measure(runs.DEVINTERP_A[0])
     disk = theirs.disk / theirs.chain_steps * steps
     more = C2_CHAINS - runs.LONG.chains
-    held = sum(each.size for each in A.weights().values())
+    held = sum(each.numel() for each in A.weights().values())
     coordinates = held + sum(int(m.sum()) for masks in A.head_masks(A.model()).values() for m in masks.values())
     memory = taken.peak + more * coordinates * 8 / 2**20
     peers = {
@@ -91,9 +94,9 @@ def at_scale() -> list[Row]:
 
 
 def memory() -> list[Row]:
-    """D: peak memory of 4 chains, and how it grows with draws. devinterp's disk is linear in draws."""
+    """D: peak memory, and how it grows with draws. devinterp's disk is linear in chains and draws."""
     many, few, theirs = measure(runs.MANY_DRAWS), measure(runs.FEW_DRAWS), measure(runs.DEVINTERP_A[0])
-    held = theirs.disk * runs.MANY_DRAWS.draws / runs.DEVINTERP_A[0].draws
+    held = theirs.disk / theirs.chain_steps * many.chain_steps
     whole, own = many.peak / (theirs.peak + held), (many.peak - many.imported) / (theirs.peak - theirs.imported + held)
     peers = {
         "here [MiB]": many.peak,
@@ -104,7 +107,7 @@ def memory() -> list[Row]:
     }
     growth = many.peak / few.peak
     return [
-        row("D: peak memory at 500 draws over devinterp's memory and disk", whole, 0.2, whole <= 0.2, "", **peers),
+        row(f"D: peak memory of {runs.MANY_DRAWS.chains} chains × 500 draws over devinterp's memory and disk", whole, 0.2, whole <= 0.2, "", **peers),
         row("D: the same beyond what imports take", own, 0.2, own <= 0.2, "", **peers),
         row("D: peak memory at 500 draws over that at 50", growth, 1.02, growth <= 1.02, "",
             **{"50 draws [MiB]": few.peak, "500 draws [MiB]": many.peak}),
@@ -160,7 +163,7 @@ def ahead_of(peer: str, what: str, ours: Run | list[Run], theirs: list[Run]) -> 
     taken = {run.variant: milliseconds(measure(run)) for run in theirs}
     here = statistics.median(milliseconds(measure(run)) for run in (ours if isinstance(ours, list) else [ours]))
     best = min(taken.values())
-    peers = {f"{variant} [ms per chain-step]": each for variant, each in taken.items()}
+    peers = {f"{variant or peer} [ms per chain-step]": each for variant, each in taken.items()}
     return row(f"{what}: faster than {peer}", best / here, 1.0, best > here, "times", **{"here [ms]": here}, **peers)
 
 

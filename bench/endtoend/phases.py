@@ -1,4 +1,4 @@
-"""Where the time of workload A goes, in devinterp's categories, beside what its products would take at the rate of torch.mm.
+"""Where the time of workload A goes, in devinterp's categories, beside what its products take at the rate of torch.mm.
 
 Counted are the multiply-adds of matrix products and attention, of each component by the suffix that it runs.
 """
@@ -98,7 +98,7 @@ def main() -> None:
     )
     profile.disable()
     steps = DRAWS * A.chains * A.component_count()
-    spent = {name: 0.0 for name in PHASES}
+    spent = dict.fromkeys(PHASES, 0.0)
     for (file, _, function), (_, _, _, cumulative, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         for name, (of_file, of_function) in PHASES.items():
             if file.endswith(of_file) and function == of_function:

@@ -25,7 +25,13 @@ def prepare(run: Run, workload: Workload) -> Prepared:
 
     # posteriors' step is θ + lr ∇log p + √(2 lr) ξ: our ε is twice its lr.
     transform = posteriors.sgmcmc.sgld.build(log_posterior, lr=workload.lr / 2)
-    update = vmap(transform.update, randomness="different")
+
+    def step(parameters: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+        # A state made within vmap does not come out of it; its parameters do.
+        state, _ = transform.update(transform.init(parameters), tokens)
+        return dict(state.params)
+
+    update = vmap(step, randomness="different")
     observed = Restricted(model, workload, dict.fromkeys(center), compiled=False)
     torch.manual_seed(run.seed)
     batch = min(int(run.variant), run.chains)
@@ -34,10 +40,10 @@ def prepare(run: Run, workload: Workload) -> Prepared:
         loss, probe = observed.one_draw(observed.moving_center())
         moments = Moments(float(loss), probe)
         for _ in range(0, run.chains, batch):
-            state = vmap(transform.init)({name: at.expand(batch, *at.shape).clone() for name, at in center.items()})
+            chains = {name: at.expand(batch, *at.shape).clone() for name, at in center.items()}
             for _ in range(run.draws):
-                state, _ = update(state, train[torch.randint(len(train), (batch, workload.batch_size))])
-                moments.add(*observed.draw({name: each.flatten(1) for name, each in state.params.items()}))
+                chains = update(chains, train[torch.randint(len(train), (batch, workload.batch_size))])
+                moments.add(*observed.draw({name: each.flatten(1) for name, each in chains.items()}))
         arrays = {"chi": moments.chi().numpy(), "llc": np.array(workload.n_beta * moments.phi / moments.count)}
         return arrays | {"chain_steps": np.array(run.chains * run.draws)}, 0.0, 0.0
 
