@@ -105,9 +105,8 @@ def main() -> None:
                 spent[name] += 1e3 * cumulative / steps
     limits = {name: 1e3 * flops / rate / A.component_count() for name, flops in counted(A).items()}
     spent["rest"] = spent.pop("all") - sum(spent[name] for name in PHASES if name != "all")
-    print(
-        f"{'ms per chain-step':<24} {'measured':>9} {'limit':>7}   products at {rate / 1e9:.0f} GFLOP/s on {threads} cores"
-    )
+    cores = f"at {rate / 1e9:.0f} GFLOP/s on {threads} cores"
+    print(f"{'ms per chain-step':<24} {'measured':>9} {'limit':>7}   {cores}")
     rows: list[dict[str, object]] = []
     for name, each in (spent | {"sum": sum(spent.values())}).items():
         limit = sum(limits.values()) if name == "sum" else limits.get(name)
