@@ -18,8 +18,8 @@ from bench.results import record
 
 DRAWS = 20
 PHASES = {
-    "probes": ("sample.py", "evaluate"),
-    "forward and backward": ("sample.py", "accumulate_gradients"),
+    "probes": ("ensemble.py", "evaluate"),
+    "forward and backward": ("ensemble.py", "accumulate_gradients"),
     "update": ("sgld.py", "update"),
     "statistics": ("comoments.py", "update"),
     "recordings": ("recording.py", "recordings"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -16,39 +15,29 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from patterning_fast.chains.bank import ChainBank
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.checkpoint import Checkpoint
+from patterning_fast.engine.ensemble import Ensemble, ensemble
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
     Precision,
-    computing_in,
-    joined,
     joint_coordinates,
     lay_out_sets,
     losses_at_center,
-    on_chains,
 )
 from patterning_fast.engine.identity import fingerprint, run_identity
-from patterning_fast.engine.minibatch import minibatch
 from patterning_fast.engine.options import Keeping, Options
-from patterning_fast.engine.recording import Recordings, Runners, recalled, recordings
-from patterning_fast.engine.suffix import Suffix
-from patterning_fast.engine.tiles import fastest_tile
+from patterning_fast.engine.recording import Runners
 from patterning_fast.engine.trace_store import TraceStore
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.statistics import Statistics
-from patterning_fast.estimators.traces import ChainTraces
 from patterning_fast.posterior.components import Component, resolve_components
-from patterning_fast.posterior.data import sample_count, take
+from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch
-from patterning_fast.samplers.langevin import LangevinState, Sampler
+from patterning_fast.samplers.langevin import Sampler
 from patterning_fast.samplers.sgld import SGLD
-
-BLOCK_BYTES = 64 * 2**20
-"""Losses of the chains evaluated before they are added to the totals: small beside the totals themselves."""
 
 TOTALS_BYTES = 256 * 2**20
 """Memory up to which every chain (or antithetic pair) has totals of its own: a diverged one is left out alone."""
@@ -63,218 +52,81 @@ class ChainDivergedError(RuntimeError):
 
 @dataclass
 class Run:
-    """Chains on their way: what `sample` holds between two draws."""
+    """What `sample` holds between two draws."""
 
-    posterior: LocalPosterior
-    sampler: Sampler
-    plan: ChainPlan
-    bank: ChainBank
-    state: LangevinState
-    sets: list[EvaluationSet]
+    ensemble: Ensemble
     loss_set: EvaluationSet
-    recordings: Recordings
-    reference: Tensor
     totals: Comoments
     units_per_bundle: int
     bundles: Tensor
     """The totals that each row adds to, int64 `[rows]`; diverged rows add to the last, which nobody reads."""
-    traces: ChainTraces
-    options: Options
     store: TraceStore | None
-    tile: Tensor = field(default_factory=lambda: torch.tensor(1))
-    """0-d int64: chains of a cell that are evaluated together."""
     seconds: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     """0-d: time spent until now."""
-    losses: Tensor = field(init=False)
     observables: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        row_bytes = 4 * self.reference.numel()
-        block = min(self.plan.rows, max(4 * torch.get_num_threads(), BLOCK_BYTES // row_bytes))
-        self.losses = self.reference.new_empty(block, self.reference.numel())
-        self.observables = self.reference.new_empty(block, self.totals.observable_shift.numel())
+        rows, observables = len(self.ensemble.losses), self.totals.observable_shift.numel()
+        self.observables = self.ensemble.reference.new_empty(rows, observables)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that changes from step to step: with it a run goes on from where it was."""
-        parts = {"state": self.state.tensors(), "totals": vars(self.totals), "traces": vars(self.traces)}
+        moving = self.ensemble
+        parts = {"state": moving.state.tensors(), "totals": vars(self.totals), "traces": vars(moving.traces)}
         named = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-        return {"params": self.bank.params, "bundles": self.bundles, "tile": self.tile, "seconds": self.seconds} | named
-
-    @property
-    def tracked(self) -> int:
-        """Losses whose co-moments are kept."""
-        return self.totals.loss_shift.numel()
-
-    def step(self, pool: Workers[Runners]) -> None:
-        """One step of every chain."""
-        samples = self.minibatches()
-        if isinstance(self.sampler, SGLD) and self.sampler.gradient_noise_correction:
-            self.corrected_updates(pool, samples)
-        else:
-            self.accumulate_gradients(pool, samples, range(self.plan.chains), int(self.tile))
-            if not self.options.shared_minibatches and int(self.state.step) == 0:
-                self.traces.gradient_noise = gradient_noise(self.bank)
-            self.sampler.update(self.bank, self.state)
-
-    def corrected_updates(self, pool: Workers[Runners], samples: Tensor) -> None:
-        """One step of every chain from the gradients of each sample of its minibatch."""
-
-        sampler = self.sampler
-        assert isinstance(sampler, SGLD)
-
-        def update(runners: Runners, row: int) -> None:
-            replica = row % self.plan.chains
-            here = samples[replica][:, None]
-            rows, batch = slice(row, row + 1), take(self.posterior.data, here)
-            known = self.known(runners, row // self.plan.chains, here)
-            moved = {
-                name: leaf.detach().expand(self.options.batch_size, *leaf.shape[1:]).requires_grad_()
-                for name, leaf in self.bank.leaves(rows).items()
-            }
-            losses = self.minibatch_losses(runners, rows, moved, here, batch, known)
-            grads = torch.autograd.grad(losses.sum(), list(moved.values()), materialize_grads=True)
-            sampler.update_row(self.bank, self.state, row, torch.cat([each.flatten(1) for each in grads], 1))
-
-        pool.each(update, [row for row in range(self.plan.rows) if not self.traces.diverged[row]])
-        self.state.step += 1
-
-    def minibatches(self) -> Tensor:
-        """Samples `[chains, batch]` of each replica's gradient: the same for all components, and for pairs."""
-        replicas = self.plan.replica_units().to(self.reference.device)
-        if self.options.shared_minibatches:
-            replicas = torch.zeros_like(replicas)
-        count = sample_count(self.posterior.data)
-        return minibatch(self.state.seed, replicas, self.state.step, self.options.batch_size, count)
-
-    def accumulate_gradients(self, pool: Workers[Runners], samples: Tensor, chains: range, tile: int) -> None:
-        """Add the gradients of some replicas' minibatch losses, in all cells, to the bank; `samples` `[chains, batch]`.
-
-        Replicas of different cells share minibatches, and what is recalled of them.
-        """
-
-        def gradients(runners: Runners, item: tuple[slice, list[int]]) -> None:
-            replicas, cells = item
-            here = samples[replicas]
-            batch, known = take(self.posterior.data, here), self.known(runners, cells[0], here)
-            for cell in cells:
-                rows = slice(cell * self.plan.chains + replicas.start, cell * self.plan.chains + replicas.stop)
-                if not all(self.traces.diverged[rows]):
-                    leaves = self.bank.leaves(rows)
-                    losses = self.minibatch_losses(runners, rows, leaves, here, batch, known)
-                    self.bank.add_gradients(losses.sum(), leaves, rows)
-
-        tiles = [slice(start, min(start + tile, chains.stop)) for start in range(chains.start, chains.stop, tile)]
-        parts = math.ceil(2 * pool.count / len(tiles))
-        pool.each(gradients, [(replicas, cells) for cells in self.cells_that_recall_alike(parts) for replicas in tiles])
-
-    def known(self, runners: Runners, cell: int, samples: Tensor) -> dict[str, Tensor]:
-        """What a cell's chains recall of their minibatches `samples` `[chains, batch]`: `[chains, batch, ...]`."""
-        suffix = self.suffix(cell)
-        if self.recordings.holds_data(suffix):
-            return recalled(self.recordings.of_data, suffix, samples)
-        batch = take(self.posterior.data, samples.flatten())
-        recorded = runners[suffix].record(lambda model: self.posterior.loss(model, batch))
-        return {key: values.unflatten(0, samples.shape) for key, values in recorded.items()}
-
-    def minibatch_losses(
-        self,
-        runners: Runners,
-        rows: slice,
-        moved: Mapping[str, Tensor],
-        samples: Tensor,
-        batch: Batch,
-        known: Mapping[str, Tensor],
-    ) -> Tensor:
-        """L_ρ `[chains]` of chains on minibatches of their own; all arguments have a first dimension of chains."""
-        runner = runners[self.suffix(rows.start // self.plan.chains)]
-
-        def loss(moved: Mapping[str, Tensor], samples: Tensor, batch: Batch, known: Mapping[str, Tensor]) -> Tensor:
-            return runner.run(lambda model: self.posterior.mean_loss(model, batch, samples), moved, known)
-
-        return on_chains(loss, len(samples), moved, samples, batch, known)
-
-    def suffix(self, cell: int) -> Suffix:
-        return self.recordings.suffixes[cell // len(self.plan.settings)]
-
-    def cells_that_recall_alike(self, parts: int) -> list[list[int]]:
-        """Lists of cells that recall the same; such lists are split into `parts`, for workers to share."""
-        together: dict[tuple[str, ...], list[int]] = {}
-        for cell in range(self.plan.cells):
-            together.setdefault(self.suffix(cell).keys, []).append(cell)
-        return [cells[part::parts] for cells in together.values() for part in range(min(parts, len(cells)))]
+        own = {"params": moving.bank.params, "bundles": self.bundles, "tile": moving.tile, "seconds": self.seconds}
+        return own | named
 
     def draw(self, pool: Workers[Runners], draw: int) -> None:
         """Evaluate every chain where it is, and add it to the statistics."""
-        self.traces.distance[:, draw] = self.bank.distances().cpu()
-        for start in range(0, self.plan.rows, len(self.losses)):
-            block = range(start, min(start + len(self.losses), self.plan.rows))
-            self.evaluate(pool, block, self.options.precision)
-            now = slice(0, len(block))
+        moving, tracked = self.ensemble, self.totals.loss_shift.numel()
+        moving.traces.distance[:, draw] = moving.bank.distances().cpu()
+        for block in moving.blocks():
+            moving.evaluate(pool, block, moving.options.precision, self.observe)
+            now, rows = slice(0, len(block)), slice(block.start, block.stop)
             phi = self.observables[now, 0].double().cpu()
             self.freeze_diverged(block, phi, draw)
-            rows = slice(block.start, block.stop)
-            lost = self.traces.diverged[rows]
-            self.losses[now][lost.to(self.losses.device)] = math.nan
-            self.traces.phi[rows, draw] = phi.masked_fill(lost, math.nan)
+            lost = moving.traces.diverged[rows]
+            moving.losses[now][lost.to(moving.losses.device)] = math.nan
+            moving.traces.phi[rows, draw] = phi.masked_fill(lost, math.nan)
+            losses = moving.losses[now, :tracked]
             if self.store:
-                own = (self.traces.phi[rows, draw], self.traces.distance[rows, draw])
-                self.store.add(draw, block, *own, self.losses[now, : self.tracked])
-            self.totals.update(self.losses[now, : self.tracked].contiguous(), self.observables[now], self.bundles[rows])
-            if self.options.precision == "bfloat16" and draw == self.options.draws - 1:
-                self.traces.rounding[rows] = self.rounding(pool, block)
+                self.store.add(draw, block, moving.traces.phi[rows, draw], moving.traces.distance[rows, draw], losses)
+            self.totals.update(losses.contiguous(), self.observables[now], self.bundles[rows])
+            if moving.options.precision == "bfloat16" and draw == moving.options.draws - 1:
+                moving.traces.rounding[rows] = self.rounding(pool, block)
+
+    def observe(self, here: slice) -> None:
+        """Write the observables of losses just evaluated."""
+        shift = self.ensemble.losses[here] - self.ensemble.reference
+        self.observables[here, 0] = shift[:, self.loss_set.columns].double().mean(1).float()
+        self.observables[here, 1:] = shift[:, : self.observables.shape[1] - 1]
 
     def rounding(self, pool: Workers[Runners], block: range) -> Tensor:
         """Root mean square error of l − l(w*) as evaluated, over that of l − l(w*) in float32, `[rows]`."""
-        tracked = slice(0, self.tracked)
-        found = (self.losses - self.reference)[: len(block), tracked]
-        self.evaluate(pool, block, "float32")
-        exact = (
-            self.losses[: len(block), tracked] - losses_at_center(self.posterior, self.sets, pool, "float32")[tracked]
-        )
+        moving, tracked = self.ensemble, slice(0, self.totals.loss_shift.numel())
+        found = (moving.losses - moving.reference)[: len(block), tracked]
+        moving.evaluate(pool, block, "float32")
+        center = losses_at_center(moving.posterior, moving.sets, pool, "float32")
+        exact = (moving.losses - center)[: len(block), tracked]
         return ((found - exact).square().mean(1) / exact.square().mean(1)).sqrt().cpu()
-
-    def evaluate(self, pool: Workers[Runners], block: range, precision: Precision) -> None:
-        """Write the losses and observables of some rows into the top of `losses` and `observables`."""
-
-        def one(runners: Runners, rows: slice) -> None:
-            suffix = self.suffix(rows.start // self.plan.chains)
-            here = slice(rows.start - block.start, rows.stop - block.start)
-            own, moved = self.losses[here], self.bank.leaves(rows)
-            with computing_in(precision, own.device):
-                for each, recorded in zip(self.sets, self.recordings.of_sets, strict=True):
-                    each.losses(self.posterior, suffix, runners[suffix], moved, recorded, own)
-            shift = own - self.reference
-            self.observables[here, 0] = shift[:, self.loss_set.columns].double().mean(1).float()
-            self.observables[here, 1:] = shift[:, : self.observables.shape[1] - 1]
-
-        tiles = self.plan.tiles(block, int(self.tile))
-        pool.each(one, [rows for rows in tiles if not all(self.traces.diverged[rows])])
 
     def freeze_diverged(self, block: range, phi: Tensor, draw: int) -> None:
         """Freeze the rows that have diverged since the last draw; nothing of their bundle counts from now on."""
-        limit = DIVERGED * (1 + abs(float(self.reference[self.loss_set.columns].mean())))
-        finite = torch.isfinite(self.losses[: len(block)].sum(1)).cpu()
-        lost = (~finite | (phi.abs() > limit)) & ~self.traces.diverged[block.start : block.stop]
+        moving = self.ensemble
+        diverged = moving.traces.diverged
+        limit = DIVERGED * (1 + abs(float(moving.reference[self.loss_set.columns].mean())))
+        finite = torch.isfinite(moving.losses[: len(block)].sum(1)).cpu()
+        lost = (~finite | (phi.abs() > limit)) & ~diverged[block.start : block.stop]
         for row in (lost.nonzero().squeeze(1) + block.start).tolist():
-            self.traces.diverged[row] = True
-            self.state.freeze(self.bank, row)
+            diverged[row] = True
+            moving.state.freeze(moving.bank, row)
             self.bundles[row] = self.totals.count.numel() - 1
-        if bool(self.traces.diverged.all()):
+        if bool(diverged.all()):
             raise ChainDivergedError(
-                f"all {self.plan.rows} chains have diverged by draw {draw}: "
-                + advice(self.sampler, self.plan.settings[0])
+                f"all {moving.plan.rows} chains have diverged by draw {draw}: "
+                + advice(moving.sampler, moving.plan.settings[0])
             )
-
-
-def gradient_noise(bank: ChainBank) -> Tensor:
-    """Mean square of the minibatch gradient at w*, and its variance between replicas, a coordinate: `[cells, 2]`."""
-    plan, found = bank.plan, []
-    for cell in range(plan.cells):
-        rows = slice(cell * plan.chains, (cell + 1) * plan.chains)
-        grads = bank.grads[bank.starts[rows.start] : bank.starts[rows.stop]].view(plan.chains, -1)
-        apart = grads[:: plan.chains_per_draw]
-        found.append(torch.stack((apart.mean(0).square().mean(), apart.var(0).mean())))
-    return torch.stack(found).double().cpu()
 
 
 def advice(sampler: Sampler, setting: Setting) -> str:
@@ -402,9 +254,10 @@ def sample_settings(
         pool = stack.enter_context(workers(lambda: Runners(posterior), device))
         run = start(posterior, sampler, plan, sets, loss_set, probe_sets[-1].columns.stop, options, store, pool)
         done = saved.restore(run.tensors()) if saved else 0
-        run.state.frozen = set(run.traces.diverged.nonzero().squeeze(1).tolist())
+        moving = run.ensemble
+        moving.state.frozen = set(moving.traces.diverged.nonzero().squeeze(1).tolist())
         if done == 0:
-            run.tile.fill_(measured_tile(run, pool, device) if options.tile is None else options.tile)
+            moving.measure_tile(pool)
         if saved and done < options.total_draws:
             saved.reserve(run.tensors())
         started -= float(run.seconds)
@@ -420,7 +273,7 @@ def sample_settings(
         )
         for draw in range(done, options.total_draws):
             for _ in range(options.steps_between_draws):
-                run.step(pool)
+                moving.step(pool)
             if draw >= options.burn_in:
                 run.draw(pool, draw - options.burn_in)
             run.seconds.fill_(time.monotonic() - started)
@@ -429,15 +282,15 @@ def sample_settings(
                     store.flush()
                 saved.save(draw + 1, run.tensors())
             bar.update(steps)
-    attrs |= {"tile": int(run.tile), "seconds": float(run.seconds)}
+    attrs |= {"tile": int(moving.tile), "seconds": float(run.seconds)}
     return [
         Statistics(
             plan=plan,
             setting=at,
             totals=run.totals,
             units_per_bundle=run.units_per_bundle,
-            traces=run.traces,
-            evaluated=[suffix.name for suffix in run.recordings.suffixes],
+            traces=moving.traces,
+            evaluated=[suffix.name for suffix in moving.recordings.suffixes],
             loss_dimension="token" if loss_set.loss_shape else "sample",
             loss_coordinates=joint_coordinates(probe_sets),
             loss_kernel_tracked=options.loss_kernel,
@@ -492,9 +345,8 @@ def start(
     pool: Workers[Runners],
 ) -> Run:
     """A run with all chains at w*, which tracks that many losses."""
-    reference = losses_at_center(posterior, sets, pool, options.precision)
-    sets = joined(sets, posterior)
-    observables = torch.zeros(1 + tracked if options.loss_kernel else 1, device=reference.device)
+    moving = ensemble(posterior, sampler, plan, sets, options, pool)
+    observables = torch.zeros(1 + tracked if options.loss_kernel else 1, device=moving.reference.device)
     units_per_group = plan.units // plan.groups
     most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))
     units_per_bundle = next(
@@ -502,35 +354,12 @@ def start(
         for units in range(1, units_per_group + 1)
         if units_per_group % units == 0 and (plan.cells * plan.units // units <= most or units == units_per_group)
     )
-    bank = ChainBank(plan, dict(posterior.model.named_parameters()))
-    per_row = {name: plan.setting_values(name).to(reference.device) for name in ("lr", "n_beta", "localization")}
+    bundles = plan.cells * plan.units // units_per_bundle
     return Run(
-        posterior=posterior,
-        sampler=sampler,
-        plan=plan,
-        bank=bank,
-        state=sampler.init(bank, **per_row, seed=options.seed),
-        sets=sets,
+        ensemble=moving,
         loss_set=loss_set,
-        recordings=recordings(posterior, plan.components, [each.data for each in sets], options.recording_bytes, pool),
-        reference=reference,
-        totals=Comoments.zeros(plan.cells * plan.units // units_per_bundle + 1, reference[:tracked], observables),
+        totals=Comoments.zeros(bundles + 1, moving.reference[:tracked], observables),
         units_per_bundle=units_per_bundle,
-        bundles=plan.bundles(units_per_bundle).to(reference.device),
-        traces=ChainTraces.empty(plan, options.draws),
-        options=options,
+        bundles=plan.bundles(units_per_bundle).to(moving.reference.device),
         store=store,
     )
-
-
-def measured_tile(run: Run, pool: Workers[Runners], device: torch.device) -> int:
-    """The tile with which the chains' gradients at w* take least time."""
-    samples = run.minibatches()
-
-    def gradients(tile: int) -> None:
-        run.accumulate_gradients(pool, samples, range(min(run.plan.chains, pool.count * tile)), tile)
-        run.bank.grads.zero_()
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of operators that vmap runs one chain after another: the clock tells that
-        return fastest_tile(run.plan.chains // pool.count, gradients, device)

@@ -14,15 +14,16 @@ from arviz_stats.base.array import array_stats
 from torch import Tensor
 
 from patterning_fast.chains.plan import ChainPlan
-from patterning_fast.estimators.comoments import Comoments, Means, mean_and_error, pseudo_values, unbiased_covariance
+from patterning_fast.estimators.comoments import Comoments, Means, pseudo_values, unbiased_covariance
+from patterning_fast.estimators.labelled import (
+    SIGN,
+    chains_for_target,
+    labelled,
+    reliabilities,
+    split_half_reliability,
+)
 from patterning_fast.estimators.traces import ChainTraces
 from patterning_fast.posterior.components import FULL
-
-HALVES = 8
-"""Ways of splitting the groups in two over which reliabilities are averaged."""
-
-TARGET_R = 0.9
-"""Correlation with the truth that `chains_for_r_0.9` is about."""
 
 
 class Part(NamedTuple):
@@ -106,33 +107,14 @@ class Statistics:
         units: str,
     ) -> xr.Dataset:
         """Estimates, errors and values by group of all components from `values(component)` `[healthy groups, ...]`."""
-        components, groups = len(self.plan.components), self.plan.groups
-        mean, error = (np.full((components, *shape), np.nan) for _ in range(2))
-        by_group = np.full((components, groups, *shape), np.nan, dtype=np.float32)
-        for component in range(components):
+        found = []
+        for component in range(len(self.plan.components)):
             alive = self.groups(component)
-            if len(alive):
-                each = values(component)
-                mean[component], error[component] = (part.cpu().numpy() for part in mean_and_error(each))
-                by_group[component, (alive % groups).cpu().numpy()] = each.cpu().numpy()
-        described = {
-            name: (("component", *dims), mean, long_name),
-            f"{name}_error": (("component", *dims), error, f"standard error of {long_name}"),
-            f"{name}_group": (
-                ("component", "group", *dims),
-                by_group,
-                f"jackknife values of {long_name}, by independent group of chains",
-            ),
-        }
-        return xr.Dataset(
-            {
-                variable: (dimensions, data, {"long_name": text, "units": units})
-                for variable, (dimensions, data, text) in described.items()
-            },
-            coords={"component": self.component_names}
-            | ({name: (self.loss_dimension, each) for name, each in self.loss_coordinates.items()} if dims else {}),
-            attrs=self.attrs,
-        )
+            each = values(component) if len(alive) else torch.empty(0, *shape)
+            found.append((alive % self.plan.groups, each))
+        where = {at: (self.loss_dimension, each) for at, each in self.loss_coordinates.items()} if dims else {}
+        result = labelled(name, self.component_names, found, self.plan.groups, dims, where, long_name, units)
+        return result.assign_attrs(self.attrs)
 
     def llc(self) -> xr.Dataset:
         """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) by component (arXiv:2308.12108), and mu = E[φ] [nats]."""
@@ -173,23 +155,11 @@ class Statistics:
                 return pseudo_values(lambda means: part.value(means.of(0), means.of(1)), both)
 
             result.update(self.labelled(part.name, values, (tracked,), dims, part.long_name, "nats^2"))
-            reliability = [self.reliability(component, full, part) for component in range(len(self.plan.components))]
-            result[f"{part.name}_reliability"] = (
-                "component",
-                np.array(reliability),
-                {"long_name": f"split-half reliability of {part.long_name}", "units": "1"},
-            )
-        reliable = np.clip(result["chi_reliability"].values, 1e-9, 1.0)
-        healthy = np.array(
-            [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
-        )
-        odds = TARGET_R**2 / (1 - TARGET_R**2)
-        result["chains_for_r_0.9"] = (
-            "component",
-            healthy * odds * (1 - reliable) / reliable,
-            {"long_name": "chains a component for which chi correlates 0.9 with its true value", "units": "chains"},
-        )
-        result.attrs["sign"] = "chi > 0: up-weighting the token raises the posterior mean of phi = L(w) - L(w*)"
+            reliable = [self.reliability(component, full, part) for component in range(len(self.plan.components))]
+            result.update(reliabilities(part.name, part.long_name, reliable))
+        healthy = [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
+        result["chains_for_r_0.9"] = chains_for_target(result["chi_reliability"].values, np.array(healthy))
+        result.attrs["sign"] = SIGN
         return result
 
     def paired(self, component: int, full: int) -> tuple[Means, Means]:
@@ -200,23 +170,12 @@ class Statistics:
         return self.grouped.means(own), self.grouped.means(of_full[torch.arange(len(own)) % len(of_full)])
 
     def reliability(self, component: int, full: int, part: Part) -> float:
-        """Spearman–Brown reliability of a part of χ over tokens, from halves of the groups; NaN for fewer than 4."""
-        own, of_full = self.paired(component, full)
-        number = len(own.loss)
-        if number < 4:
-            return float("nan")
-        generator = torch.Generator().manual_seed(0)
-        correlations = []
-        for _ in range(HALVES):
-            order = torch.randperm(number, generator=generator)
-            halves = [order[: number // 2], order[number // 2 : 2 * (number // 2)]]
-            values = [
-                unbiased(part.name, *(Means(*(each[half] for each in means)) for means in (own, of_full)))
-                for half in halves
-            ]
-            correlations.append(torch.corrcoef(torch.stack(values))[0, 1])
-        r = float(torch.stack(correlations).mean())
-        return 2 * r / (1 + r)
+        """Split-half reliability of a part of χ over tokens."""
+        both = self.paired(component, full)
+        return split_half_reliability(
+            len(both[0].loss),
+            lambda half: unbiased(part.name, *(Means(*(each[half] for each in means)) for means in both)),
+        )
 
     def influence(self) -> xr.Dataset:
         """Bayesian influence −Cov_C[l_z, φ_C] on L, `[component, token or sample]` in nats² (arXiv:2509.26544)."""
