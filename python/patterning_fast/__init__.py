@@ -4,6 +4,7 @@ import torch  # noqa: F401  loaded first, so that the kernels share its OpenMP t
 
 from patterning_fast import ops
 from patterning_fast.engine.calibration import calibrate
+from patterning_fast.engine.linear_response import linear_response
 from patterning_fast.engine.sample import ChainDivergedError, sample
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.ops.library import use_backend
@@ -36,6 +37,7 @@ __all__ = [
     "component",
     "invert",
     "layers",
+    "linear_response",
     "losses",
     "modes",
     "ops",

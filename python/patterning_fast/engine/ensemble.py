@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.chains.plan import ChainPlan
@@ -35,6 +35,9 @@ from patterning_fast.samplers.sgld import SGLD
 
 BLOCK_BYTES = 64 * 2**20
 """Losses of the chains evaluated before they are added to the totals: small beside the totals themselves."""
+
+MeanLoss = Callable[[nn.Module, Batch, Tensor], Tensor]
+"""Mean loss of a model on a minibatch, given its data and its samples' indices."""
 
 
 @dataclass
@@ -108,8 +111,12 @@ class Ensemble:
         count = sample_count(self.posterior.data)
         return minibatch(self.state.seed, replicas, self.state.step, self.options.batch_size, count)
 
-    def accumulate_gradients(self, pool: Workers[Runners], samples: Tensor, chains: range, tile: int) -> None:
+    def accumulate_gradients(
+        self, pool: Workers[Runners], samples: Tensor, chains: range, tile: int, mean_loss: MeanLoss | None = None
+    ) -> None:
         """Add the gradients of some replicas' minibatch losses, in all cells, to the bank; `samples` `[chains, batch]`.
+
+        The loss is L_ρ where no other is given.
 
         Replicas of different cells share minibatches, and what is recalled of them.
         """
@@ -122,7 +129,7 @@ class Ensemble:
                 rows = slice(cell * self.plan.chains + replicas.start, cell * self.plan.chains + replicas.stop)
                 if not all(self.traces.diverged[rows]):
                     leaves = self.bank.leaves(rows)
-                    losses = self.minibatch_losses(runners, rows, leaves, here, batch, known)
+                    losses = self.minibatch_losses(runners, rows, leaves, here, batch, known, mean_loss)
                     self.bank.add_gradients(losses.sum(), leaves, rows)
 
         tiles = [slice(start, min(start + tile, chains.stop)) for start in range(chains.start, chains.stop, tile)]
@@ -146,12 +153,17 @@ class Ensemble:
         samples: Tensor,
         batch: Batch,
         known: Mapping[str, Tensor],
+        mean_loss: MeanLoss | None = None,
     ) -> Tensor:
-        """L_ρ `[chains]` of chains on minibatches of their own; all arguments have a first dimension of chains."""
+        """L_ρ, or another mean loss, `[chains]` of chains on minibatches of their own.
+
+        All tensors have a first dimension of chains.
+        """
+        mean = mean_loss or self.posterior.mean_loss
         runner = runners[self.suffix(rows.start // self.plan.chains)]
 
         def loss(moved: Mapping[str, Tensor], samples: Tensor, batch: Batch, known: Mapping[str, Tensor]) -> Tensor:
-            return runner.run(lambda model: self.posterior.mean_loss(model, batch, samples), moved, known)
+            return runner.run(lambda model: mean(model, batch, samples), moved, known)
 
         return on_chains(loss, len(samples), moved, samples, batch, known)
 

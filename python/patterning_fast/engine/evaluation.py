@@ -99,25 +99,27 @@ def lay_out_sets(
     for name, data in wanted.items():
         check_data(f"probes[{name!r}]", data, posterior.model)
     sets = {name: to_device(data, str(device)) for name, data in wanted.items()}
-    count = sample_count(posterior.data)
     own = [name for name, data in wanted.items() if data is posterior.data]
+    indices, loss_data = loss_indices(posterior, loss_samples, seed), posterior.data
+    if indices is not None:
+        loss_data, own = take(posterior.data, indices), []
+    laid_out = evaluation_sets(posterior, [*sets.items(), *([] if own else [(LOSS_SAMPLES, loss_data)])])
+    return laid_out[: len(sets)], laid_out[list(sets).index(own[0])] if own else laid_out[-1]
+
+
+def loss_indices(posterior: LocalPosterior, loss_samples: int | Tensor | None, seed: int) -> Tensor | None:
+    """The posterior's samples that L is taken on, int64, from their number or indices; None for all."""
+    count = sample_count(posterior.data)
     if isinstance(loss_samples, int):
         if loss_samples < 1:
             raise ValueError(f"loss_samples must be at least 1, got {loss_samples}")
         order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
         loss_samples = None if loss_samples >= count else order[:loss_samples].sort().values
     if loss_samples is None:
-        loss_data = posterior.data
-    else:
-        if (
-            loss_samples.dim() != 1
-            or not loss_samples.numel()
-            or not 0 <= loss_samples.min() <= loss_samples.max() < count
-        ):
-            raise ValueError(f"loss_samples must be indices [samples] of the posterior's {count} samples")
-        loss_data, own = take(posterior.data, loss_samples.to(device)), []
-    laid_out = evaluation_sets(posterior, [*sets.items(), *([] if own else [(LOSS_SAMPLES, loss_data)])])
-    return laid_out[: len(sets)], laid_out[list(sets).index(own[0])] if own else laid_out[-1]
+        return None
+    if loss_samples.dim() != 1 or not loss_samples.numel() or not 0 <= loss_samples.min() <= loss_samples.max() < count:
+        raise ValueError(f"loss_samples must be indices [samples] of the posterior's {count} samples")
+    return loss_samples.to(next(posterior.model.parameters()).device)
 
 
 def evaluation_sets(posterior: LocalPosterior, sets: list[tuple[str, Batch]]) -> list[EvaluationSet]:

@@ -78,9 +78,7 @@ def split_half_reliability(groups: int, estimate: Callable[[Tensor], Tensor]) ->
     return 2 * r / (1 + r)
 
 
-def reliabilities(
-    name: str, long_name: str, values: Sequence[float]
-) -> dict[str, Variable]:
+def reliabilities(name: str, long_name: str, values: Sequence[float]) -> dict[str, Variable]:
     """The variable of a part's reliabilities, by component."""
     described = {"long_name": f"split-half reliability of {long_name}", "units": "1"}
     return {f"{name}_reliability": ("component", np.array(values), described)}

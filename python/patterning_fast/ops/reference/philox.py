@@ -17,6 +17,7 @@ class Stream(IntEnum):
 
     noise = 0
     minibatch = 1
+    observable = 2
 
 
 def philox4x32(counter: Tensor, key: Tensor) -> Tensor:

@@ -1,0 +1,268 @@
+"""`linear_response`: susceptibilities by differentiating chains, where `sample` correlates what they have seen.
+
+An SGLD chain is a differentiable function of the data's weights. With the noise and the minibatches that a chain has
+seen held fixed, up-weighting a datum z in the posterior changes E[φ] by −n_beta·lr/2·Σ_s λ_{s+1}·∇l_z(x_s), where the
+adjoint λ_t = ∂(mean of φ)/∂x_t follows the chain backwards:
+
+    λ_t = ∇φ(x_t)/steps + (1 − lr/2·localization − lr/2·n_beta·∇²L(x_t)) λ_{t+1}
+
+One sweep back gives the answer for all data. Hessian and directional derivatives are central differences along λ, so
+all that is run of the model are minibatch gradients and losses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from itertools import pairwise
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from patterning_fast.chains.plan import Setting, chain_plan
+from patterning_fast.engine.ensemble import Ensemble, MeanLoss, ensemble
+from patterning_fast.engine.evaluation import joint_coordinates, lay_out_sets, loss_indices
+from patterning_fast.engine.minibatch import minibatch
+from patterning_fast.engine.options import Options
+from patterning_fast.engine.recording import Runners
+from patterning_fast.engine.sample import ChainDivergedError, advice
+from patterning_fast.engine.workers import Workers, workers
+from patterning_fast.estimators.labelled import (
+    SIGN,
+    chains_for_target,
+    labelled,
+    reliabilities,
+    split_half_reliability,
+)
+from patterning_fast.ops.reference.philox import Stream
+from patterning_fast.posterior.components import FULL, Component, resolve_components
+from patterning_fast.posterior.data import sample_count
+from patterning_fast.posterior.local_posterior import LocalPosterior
+from patterning_fast.posterior.losses import Batch
+from patterning_fast.samplers.sgld import SGLD
+
+DIFFERENCE = 0.01
+"""Half a central difference's length, over |w − w*| of the chain at its end: float32 has 4 digits left of it."""
+
+SMALLEST = 1e-30
+"""Under this an adjoint is taken for 0."""
+
+
+def linear_response(
+    posterior: LocalPosterior,
+    sampler: SGLD,
+    *,
+    components: Mapping[str, Component] | None = None,
+    probes: Mapping[str, Batch] | None = None,
+    chains: int = 4,
+    draws: int = 15,
+    burn_in: int = 5,
+    steps_between_draws: int = 4,
+    batch_size: int = 16,
+    loss_samples: int | Tensor | None = None,
+    recording_bytes: int = 2**28,
+    trajectory_bytes: int = 2**32,
+    tile: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Susceptibilities `[component, token or sample]` in nats² from the derivative of chains by the data's weights.
+
+    The same χ_C(z) = −Cov_C[φ, l_z − L] as `sample(...).susceptibilities()` (fluctuation and dissipation), from far
+    fewer chains: derivatives do not fluctuate as products of losses do. The bias of its quadratic part is of second
+    order in lr, that of a covariance of first. `sample` gives learning coefficients, kernels and diagnostics.
+
+    Args:
+        posterior, sampler: what to sample, by `SGLD(lr)` without gradient-noise correction.
+        components: name to component; None for "full", which is not added to others.
+        probes: name to samples whose χ is wanted; None for the posterior's data.
+        chains: independent chains per component, at least 2, from which the errors come.
+        draws: times at which the probes' losses are differentiated, and φ, after burn-in; `steps_between_draws` steps
+            apart, of which φ takes one at random. About half as many steps as chains need to forget is best.
+        burn_in: draws that φ is not averaged over: as many as chains need to forget w*, and the start of the response.
+        batch_size: samples of a gradient, drawn with replacement, those of φ too.
+        loss_samples: take φ on that many of the posterior's samples, or on those of these indices; None for all.
+        recording_bytes, tile, seed, progress: as for `sample`.
+        trajectory_bytes: memory that the chains' steps may take, 4 bytes a coordinate and step.
+
+    Returns `chi`, `chi_error`, `chi_group` (by chain), `chi_reliability` and `chains_for_r_0.9`, as
+    `Statistics.susceptibilities()` does.
+
+    Raises:
+        TypeError, ValueError: input that cannot work, before any sampling; steps that do not fit in trajectory_bytes.
+        ChainDivergedError: every chain of every component has run away, or its derivative has.
+    """
+    if not isinstance(sampler, SGLD) or sampler.gradient_noise_correction:
+        raise TypeError(f"only SGLD(lr) without gradient-noise correction can be differentiated, got {sampler!r}")
+    options = Options(
+        chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches=False, antithetic=False,
+        groups=chains, loss_kernel=False, recording_bytes=recording_bytes, precision="float32", tile=tile, seed=seed,
+    )  # fmt: skip
+    setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
+    resolved = resolve_components(posterior.model, components)
+    resolved = [each for each in resolved if each.name != FULL or not components or FULL in components]
+    plan = chain_plan(resolved, chains, False, chains, (setting,))
+    sets, _ = lay_out_sets(posterior, probes, None, seed)
+    indices = loss_indices(posterior, loss_samples, seed)
+    check_trajectory(posterior, resolved, options, trajectory_bytes)
+    device, started = next(posterior.model.parameters()).device, time.monotonic()
+    steps = options.total_draws * steps_between_draws
+    with (
+        workers(lambda: Runners(posterior), device) as pool,
+        tqdm(total=2 * steps, unit="step", desc=f"differentiating {plan.rows} chains", disable=not progress) as bar,
+    ):
+        moving = ensemble(posterior, sampler, plan, sets, options, pool)
+        moving.measure_tile(pool)
+        trajectory = [moving.bank.params.clone()]
+        for _ in range(steps):
+            moving.step(pool)
+            trajectory.append(moving.bank.params.clone())
+            bar.update()
+        sweep = Sweep(moving, trajectory, indices)
+        for step in range(steps, 0, -1):
+            sweep.back(pool, step)
+            bar.update()
+    by_chain = (sweep.response - sweep.response_of_loss[:, None]).view(len(resolved), chains, -1)
+    found = [healthy(each) for each in by_chain]
+    if not any(len(alive) for alive, _ in found):
+        raise ChainDivergedError(f"no chain has a finite derivative: {advice(sampler, setting)}")
+    dimension = "token" if sets[0].loss_shape else "sample"
+    where = {name: (dimension, each) for name, each in joint_coordinates(sets).items()}
+    long_name, names = "susceptibility -Cov[phi, l_z - L] by linear response", [each.name for each in resolved]
+    chi = labelled("chi", names, found, chains, (dimension,), where, long_name, "nats^2")
+    reliable = [split_half_reliability(len(alive), partial(mean_of, values)) for alive, values in found]
+    chi.update(reliabilities("chi", long_name, reliable))
+    chi["chains_for_r_0.9"] = chains_for_target(np.array(reliable), np.array([len(alive) for alive, _ in found]))
+    return chi.assign_attrs(
+        asdict(setting)
+        | {name: int(value) if isinstance(value, bool) else value for name, value in asdict(options).items()}
+        | {"estimator": "linear response", "sampler": repr(sampler), "items": posterior.item_count}
+        | {"loss_samples": sample_count(posterior.data) if indices is None else len(indices)}
+        | {"weighted": int(posterior.weights is not None), "device": str(device), "torch": torch.__version__}
+        | {"patterning_fast": version("patterning_fast"), "tile": int(moving.tile)}
+        | {"seconds": time.monotonic() - started, "sign": SIGN}
+    )
+
+
+def check_trajectory(posterior: LocalPosterior, components: list[Component], options: Options, most: int) -> None:
+    """Raise ValueError where the chains' steps do not fit in `most` bytes."""
+    parameters = dict(posterior.model.named_parameters())
+    coordinates = options.chains * sum(each.size(parameters) for each in components)
+    need = 4 * coordinates * (1 + options.total_draws * options.steps_between_draws)
+    if need > most:
+        raise ValueError(
+            f"the chains' steps take {need / 2**20:.0f} MiB, more than trajectory_bytes ({most / 2**20:.0f} MiB): "
+            "ask for fewer components at a time, fewer chains or draws, or raise trajectory_bytes"
+        )
+
+
+def healthy(by_chain: Tensor) -> tuple[Tensor, Tensor]:
+    """The chains with finite values, and these `[healthy chains, losses]`; none where they are fewer than two."""
+    alive = by_chain.isfinite().all(1).nonzero().squeeze(1)
+    alive = alive if len(alive) > 1 else alive[:0]
+    return alive, by_chain[alive]
+
+
+def mean_of(values: Tensor, chains: Tensor) -> Tensor:
+    """The mean over some chains."""
+    return values[chains].mean(0)
+
+
+@dataclass
+class Sweep:
+    """The adjoint on its way back along all chains."""
+
+    moving: Ensemble
+    trajectory: list[Tensor]
+    """Parameters of the bank before the first step and after each."""
+    loss_indices: Tensor | None
+    """The posterior's samples that φ is taken on; None for all."""
+
+    def __post_init__(self) -> None:
+        options, bank = self.moving.options, self.moving.bank
+        self.apart = options.steps_between_draws
+        self.adjoint = torch.zeros_like(bank.params)
+        self.response = torch.zeros(self.moving.plan.rows, self.moving.reference.numel(), device=bank.params.device)
+        """−Cov[φ, l_z]: lr/2 of the sum over steps, `[rows, losses]`."""
+        self.response_of_loss = torch.zeros(self.moving.plan.rows, device=bank.params.device)
+        within = torch.randint(
+            self.apart, (options.total_draws,), generator=torch.Generator().manual_seed(options.seed)
+        )
+        self.loss_steps = {draw * self.apart + 1 + int(offset): draw for draw, offset in enumerate(within)}
+        bank.params.copy_(self.trajectory[-1])
+        self.length = DIFFERENCE * bank.distances()
+
+    def back(self, pool: Workers[Runners], step: int) -> None:
+        """From the adjoint after `step` to that before it, adding what that step responds to."""
+        state, options = self.moving.state, self.moving.options
+        if step in self.loss_steps:
+            draw = self.loss_steps[step]
+            gradient = self.loss_gradient(pool, step, draw)
+            self.response_of_loss -= self.apart * state.lr / 2 * self.by_row(self.adjoint * gradient)
+            if draw >= options.burn_in:
+                self.adjoint += gradient / options.draws
+        if not bool(self.adjoint.any()):
+            return  # φ is not taken on any later step
+        step -= 1
+        reach = self.length / self.by_row(self.adjoint.square()).sqrt().clamp_min(SMALLEST)
+        shift = self.spread(reach) * self.adjoint
+        ends = [self.trajectory[step] + shift, self.trajectory[step] - shift]
+        if step % self.apart == 0:
+            self.response -= (self.apart * state.lr / (4 * reach))[:, None] * self.change_of_losses(pool, ends)
+        state.step.fill_(step)
+        samples = self.moving.minibatches()
+        above, below = (self.gradient(pool, end, samples) for end in ends)
+        pull, curved = state.lr / 2 * state.localization, state.lr / 2 * state.n_beta / (2 * reach)
+        self.adjoint -= self.spread(pull) * self.adjoint + self.spread(curved) * (above - below)
+
+    def loss_gradient(self, pool: Workers[Runners], step: int, draw: int) -> Tensor:
+        """Gradient of L, unweighted, on samples of φ drawn anew, where the chains were after a step."""
+        moving, posterior = self.moving, self.moving.posterior
+        count = sample_count(posterior.data) if self.loss_indices is None else len(self.loss_indices)
+        replicas = moving.plan.replica_units().to(moving.reference.device)
+        at = torch.tensor(draw, device=replicas.device)
+        samples = minibatch(moving.state.seed, replicas, at, moving.options.batch_size, count, Stream.observable)
+        if self.loss_indices is not None:
+            samples = self.loss_indices[samples]
+
+        def unweighted(model: nn.Module, batch: Batch, samples: Tensor) -> Tensor:
+            return posterior.loss(model, batch).mean()
+
+        return self.gradient(pool, self.trajectory[step], samples, unweighted)
+
+    def gradient(
+        self, pool: Workers[Runners], params: Tensor, samples: Tensor, mean_loss: MeanLoss | None = None
+    ) -> Tensor:
+        """Gradients of L_ρ, or of another mean loss, on `samples` `[chains, batch]`, in the bank's places."""
+        moving = self.moving
+        moving.bank.params.copy_(params)
+        moving.accumulate_gradients(pool, samples, range(moving.plan.chains), int(moving.tile), mean_loss)
+        gradient = moving.bank.grads.clone()
+        moving.bank.grads.zero_()
+        return gradient
+
+    def change_of_losses(self, pool: Workers[Runners], ends: list[Tensor]) -> Tensor:
+        """Losses at the first of two places less those at the second, `[rows, losses]`."""
+        moving, change = self.moving, torch.empty_like(self.response)
+        for block in moving.blocks():
+            here, now = slice(block.start, block.stop), slice(0, len(block))
+            for place, end in enumerate(ends):
+                moving.bank.params.copy_(end)
+                moving.evaluate(pool, block, "float32")
+                change[here] = moving.losses[now] if place == 0 else change[here] - moving.losses[now]
+        return change
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Sums over each row of the bank, `[rows]`."""
+        starts = self.moving.bank.starts
+        return torch.stack([values[start:stop].sum() for start, stop in pairwise(starts)])
+
+    def spread(self, of_rows: Tensor) -> Tensor:
+        """A value of each row, at all its places in the bank."""
+        return of_rows.repeat_interleave(self.moving.bank.row_starts.diff())
