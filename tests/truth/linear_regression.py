@@ -51,6 +51,18 @@ class LinearRegression:
         inner = sigma @ hessian @ sigma
         return -0.5 * (torch.einsum("ni,ij,nj->n", x, inner, x) - torch.trace(hessian @ inner))
 
+    def susceptibility_by_response(self, coordinates: list[int]) -> Tensor:
+        """What the discrete chain responds by: with K = lr/2·a, −½(x_jᵀ(1 − K)ΣHΣx_j − tr(H(1 − K)ΣHΣ)).
+
+        From −(lr/2)·Σ_n tr(X_j(1 − K)ⁿ⁻¹H(1 − K)ⁿΣ) with Σ = lr/(2K − K²). It is χ to second order in K, as the
+        covariance above is to first.
+        """
+        x, hessian, sigma = self.curvature(coordinates)
+        identity = torch.eye(len(coordinates), dtype=torch.float64)
+        memory = identity - self.lr / 2 * (self.n_beta * hessian + self.localization * identity)
+        inner = memory @ sigma @ hessian @ sigma
+        return -0.5 * (torch.einsum("ni,ij,nj->n", x, inner, x) - torch.trace(hessian @ inner))
+
     def loss_kernel(self, coordinates: list[int]) -> Tensor:
         x, _, sigma = self.curvature(coordinates)
         between = x @ sigma @ x.T

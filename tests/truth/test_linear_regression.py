@@ -120,6 +120,25 @@ def test_sample_meets_the_closed_forms(antithetic: bool) -> None:
         assert abs(truth).max() > 3 * chi["chi_error"].sel(component=name).values.mean()
 
 
+@pytest.mark.parametrize("steps_between_draws", [1, 3])
+def test_linear_response_meets_its_closed_form(steps_between_draws: int) -> None:
+    """To 6 standard errors, which are a tenth of χ: the covariance's own closed form lies outside them."""
+    problem = linear_regression(seed=1, samples=20, width=4)
+    model = problem.model()
+    mask = torch.zeros(1, 4, dtype=torch.bool)
+    mask[0, :2] = True
+    chi = pf.linear_response(
+        problem.posterior(model), pf.SGLD(problem.lr), components={"two": pf.component(model, "two", {"weight": mask})},
+        chains=96, draws=240 // steps_between_draws, burn_in=48 // steps_between_draws, batch_size=400,
+        steps_between_draws=steps_between_draws, progress=False,
+    )  # fmt: skip
+    own, error = chi["chi"].values[0], chi["chi_error"].values[0]
+    truth = problem.susceptibility_by_response([0, 1]).numpy()
+    assert abs((own - truth) / error).max() < 6
+    assert abs(truth).max() > 10 * error.mean()
+    assert abs((own - problem.susceptibility([0, 1]).numpy()) / error).max() > 6
+
+
 def test_realised_response_is_the_predicted_one() -> None:
     """Fluctuation-dissipation: for small weights the chains move by nβ·χ·(ρ − 1)/n, χ the closed form's."""
     problem = linear_regression(seed=2, samples=20, width=3)

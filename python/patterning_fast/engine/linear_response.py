@@ -115,7 +115,7 @@ def linear_response(
     steps = options.total_draws * steps_between_draws
     with (
         workers(lambda: Runners(posterior), device) as pool,
-        tqdm(total=2 * steps, unit="step", desc=f"differentiating {plan.rows} chains", disable=not progress) as bar,
+        tqdm(total=2 * steps + 1, unit="step", desc=f"differentiating {plan.rows} chains", disable=not progress) as bar,
     ):
         moving = ensemble(posterior, sampler, plan, sets, options, pool)
         moving.measure_tile(pool)
@@ -125,7 +125,7 @@ def linear_response(
             trajectory.append(moving.bank.params.clone())
             bar.update()
         sweep = Sweep(moving, trajectory, indices)
-        for step in range(steps, 0, -1):
+        for step in range(steps, -1, -1):
             sweep.back(pool, step)
             bar.update()
     by_chain = (sweep.response - sweep.response_of_loss[:, None]).view(len(resolved), chains, -1)
@@ -186,47 +186,47 @@ class Sweep:
 
     def __post_init__(self) -> None:
         options, bank = self.moving.options, self.moving.bank
-        self.apart = options.steps_between_draws
+        apart = options.steps_between_draws
         self.adjoint = torch.zeros_like(bank.params)
         self.response = torch.zeros(self.moving.plan.rows, self.moving.reference.numel(), device=bank.params.device)
         """−Cov[φ, l_z]: lr/2 of the sum over steps, `[rows, losses]`."""
         self.response_of_loss = torch.zeros(self.moving.plan.rows, device=bank.params.device)
-        within = torch.randint(
-            self.apart, (options.total_draws,), generator=torch.Generator().manual_seed(options.seed)
-        )
-        self.loss_steps = {draw * self.apart + 1 + int(offset): draw for draw, offset in enumerate(within)}
+        generator = torch.Generator().manual_seed(options.seed)
+        within = torch.randint(apart, (options.total_draws,), generator=generator)
+        self.loss_steps = {draw * apart + 1 + int(offset): draw for draw, offset in enumerate(within)}
         bank.params.copy_(self.trajectory[-1])
         self.length = DIFFERENCE * bank.distances()
 
     def back(self, pool: Workers[Runners], step: int) -> None:
-        """From the adjoint after `step` to that before it, adding what that step responds to."""
-        state, options = self.moving.state, self.moving.options
-        if step in self.loss_steps:
-            draw = self.loss_steps[step]
-            gradient = self.loss_gradient(pool, step, draw)
-            self.response_of_loss -= self.apart * state.lr / 2 * self.by_row(self.adjoint * gradient)
-            if draw >= options.burn_in:
-                self.adjoint += gradient / options.draws
-        if not bool(self.adjoint.any()):
-            return  # φ is not taken on any later step
-        step -= 1
+        """From the adjoint after the next step to that after `step`, adding what the next step responds to."""
+        if bool(self.adjoint.any()):  # else φ is not taken on any later step
+            self.respond(pool, step)
+        draw = self.loss_steps.get(step, -1)
+        if draw >= self.moving.options.burn_in:
+            self.adjoint += self.loss_gradient(pool, step, 2 * draw) / self.moving.options.draws
+
+    def respond(self, pool: Workers[Runners], step: int) -> None:
+        """Add the response by the next step, and take the adjoint back over it."""
+        state, apart = self.moving.state, self.moving.options.steps_between_draws
         reach = self.length / self.by_row(self.adjoint.square()).sqrt().clamp_min(SMALLEST)
         shift = self.spread(reach) * self.adjoint
         ends = [self.trajectory[step] + shift, self.trajectory[step] - shift]
-        if step % self.apart == 0:
-            self.response -= (self.apart * state.lr / (4 * reach))[:, None] * self.change_of_losses(pool, ends)
+        if step % apart == 0:
+            self.response -= (apart * state.lr / (4 * reach))[:, None] * self.change_of_losses(pool, ends)
+            gradient = self.loss_gradient(pool, step, 2 * (step // apart) + 1)
+            self.response_of_loss -= apart * state.lr / 2 * self.by_row(self.adjoint * gradient)
         state.step.fill_(step)
         samples = self.moving.minibatches()
         above, below = (self.gradient(pool, end, samples) for end in ends)
         pull, curved = state.lr / 2 * state.localization, state.lr / 2 * state.n_beta / (2 * reach)
         self.adjoint -= self.spread(pull) * self.adjoint + self.spread(curved) * (above - below)
 
-    def loss_gradient(self, pool: Workers[Runners], step: int, draw: int) -> Tensor:
-        """Gradient of L, unweighted, on samples of φ drawn anew, where the chains were after a step."""
+    def loss_gradient(self, pool: Workers[Runners], step: int, number: int) -> Tensor:
+        """Gradient of L, unweighted, where the chains were after a step, on a minibatch that no other number has."""
         moving, posterior = self.moving, self.moving.posterior
         count = sample_count(posterior.data) if self.loss_indices is None else len(self.loss_indices)
         replicas = moving.plan.replica_units().to(moving.reference.device)
-        at = torch.tensor(draw, device=replicas.device)
+        at = torch.tensor(number, device=replicas.device)
         samples = minibatch(moving.state.seed, replicas, at, moving.options.batch_size, count, Stream.observable)
         if self.loss_indices is not None:
             samples = self.loss_indices[samples]
