@@ -33,7 +33,7 @@ def test_it_is_the_derivative_of_the_chains(component: str) -> None:
     sample, weight = torch.tensor([3]), 0.1
 
     def mean_phi(up: float, datum: int) -> np.ndarray:
-        def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        def loss(model: nn.Module, batch: Any) -> Tensor:
             felt = pf.losses.next_token(model, batch)
             if torch.is_grad_enabled():
                 felt = felt + up * pf.losses.next_token(model, DATUM[datum : datum + 1]).sum()
