@@ -66,6 +66,14 @@ def test_alike_on_tiles_and_with_what_is_recalled() -> None:
     assert list(one["component"].values) == ["l0h1", "l1h0"]
 
 
+def test_chains_that_wait_are_the_same() -> None:
+    """As many as fit at a time: 64 coordinates of a head, 41 places."""
+    options = RESPONDING | {"chains": 5, "components": heads("l1h1")}
+    together = pf.linear_response(language_posterior(), SAMPLER, **options)
+    in_turn = pf.linear_response(language_posterior(), SAMPLER, trajectory_bytes=2 * 4 * 128 * 29, **options)
+    np.testing.assert_array_equal(together["chi_group"], in_turn["chi_group"])
+
+
 def test_phi_is_unweighted() -> None:
     """Weights of 2 are twice nβ to the chains, and nothing to φ."""
     twice = pf.linear_response(language_posterior(weights=torch.full((12, 8), 2.0)), SAMPLER, **RESPONDING)

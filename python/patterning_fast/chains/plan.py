@@ -37,6 +37,8 @@ class ChainPlan:
     groups: int
     """Independent groups per cell."""
     settings: tuple[Setting, ...]
+    first_unit: int = 0
+    """Number of a cell's first unit, where others of its chains run in another plan."""
 
     @property
     def cells(self) -> int:
@@ -102,7 +104,7 @@ class ChainPlan:
 
     def replica_units(self) -> Tensor:
         """Unit of each replica within its cell, int64 `[chains]`."""
-        return torch.arange(self.chains) // self.chains_per_draw
+        return self.first_unit + torch.arange(self.chains) // self.chains_per_draw
 
     def noise_scale(self) -> Tensor:
         """1, and −1 for the second chain of each antithetic pair; float32 `[rows]`."""

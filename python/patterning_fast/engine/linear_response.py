@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
@@ -67,7 +67,7 @@ def linear_response(
     batch_size: int = 16,
     loss_samples: int | Tensor | None = None,
     recording_bytes: int = 2**28,
-    trajectory_bytes: int = 2**32,
+    trajectory_bytes: int = 2**29,
     tile: int | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -89,13 +89,15 @@ def linear_response(
         batch_size: samples of a gradient, drawn with replacement, those of φ too.
         loss_samples: take φ on that many of the posterior's samples, or on those of these indices; None for all.
         recording_bytes, tile, seed, progress: as for `sample`.
-        trajectory_bytes: memory that the chains' steps may take, 4 bytes a coordinate and step.
+        trajectory_bytes: memory that the chains' steps may take, 4 bytes a coordinate and step; chains for which there
+            is none wait until the first are done.
 
     Returns `chi`, `chi_error`, `chi_group` (by chain), `chi_reliability` and `chains_for_r_0.9`, as
     `Statistics.susceptibilities()` does.
 
     Raises:
-        TypeError, ValueError: input that cannot work, before any sampling; steps that do not fit in trajectory_bytes.
+        TypeError, ValueError: input that cannot work, before any sampling; a chain of each component that does not fit in
+            trajectory_bytes.
         ChainDivergedError: every chain of every component has run away, or its derivative has.
     """
     if not isinstance(sampler, SGLD) or sampler.gradient_noise_correction:
@@ -110,26 +112,24 @@ def linear_response(
     plan = chain_plan(resolved, chains, False, chains, (setting,))
     sets, _ = lay_out_sets(posterior, probes, None, seed)
     indices = loss_indices(posterior, loss_samples, seed)
-    check_trajectory(posterior, resolved, options, trajectory_bytes)
+    at_once = chains_at_once(posterior, resolved, options, trajectory_bytes)
     device, started = next(posterior.model.parameters()).device, time.monotonic()
     steps = options.total_draws * steps_between_draws
     with (
         workers(lambda: Runners(posterior), device) as pool,
-        tqdm(total=2 * steps + 1, unit="step", desc=f"differentiating {plan.rows} chains", disable=not progress) as bar,
+        tqdm(
+            total=2 * steps * plan.rows, unit="step", desc=f"differentiating {plan.rows} chains", disable=not progress
+        ) as bar,
     ):
-        moving = ensemble(posterior, sampler, plan, sets, options, pool)
-        moving.measure_tile(pool)
-        trajectory = [moving.bank.params.clone()]
-        for _ in range(steps):
-            moving.step(pool)
-            trajectory.append(moving.bank.params.clone())
-            bar.update()
-        sweep = Sweep(moving, trajectory, indices)
-        for step in range(steps, -1, -1):
-            sweep.back(pool, step)
-            bar.update()
-    by_chain = (sweep.response - sweep.response_of_loss[:, None]).view(len(resolved), chains, -1)
-    found = [healthy(each) for each in by_chain]
+        parts = []
+        for first in range(0, chains, at_once):
+            wave = replace(
+                plan, chains=min(at_once, chains - first), groups=min(at_once, chains - first), first_unit=first
+            )
+            moving = ensemble(posterior, sampler, wave, sets, options, pool)
+            moving.measure_tile(pool)
+            parts.append(responses(moving, indices, pool, bar))
+    found = [healthy(each) for each in torch.cat(parts, 1)]
     if not any(len(alive) for alive, _ in found):
         raise ChainDivergedError(f"no chain has a finite derivative: {advice(sampler, setting)}")
     dimension = "token" if sets[0].loss_shape else "sample"
@@ -145,21 +145,37 @@ def linear_response(
         | {"estimator": "linear response", "sampler": repr(sampler), "items": posterior.item_count}
         | {"loss_samples": sample_count(posterior.data) if indices is None else len(indices)}
         | {"weighted": int(posterior.weights is not None), "device": str(device), "torch": torch.__version__}
-        | {"patterning_fast": version("patterning_fast"), "tile": int(moving.tile)}
+        | {"patterning_fast": version("patterning_fast")}
         | {"seconds": time.monotonic() - started, "sign": SIGN}
     )
 
 
-def check_trajectory(posterior: LocalPosterior, components: list[Component], options: Options, most: int) -> None:
-    """Raise ValueError where the chains' steps do not fit in `most` bytes."""
+def chains_at_once(posterior: LocalPosterior, components: list[Component], options: Options, most: int) -> int:
+    """Chains of each component whose steps fit in `most` bytes; raises ValueError where not one does."""
     parameters = dict(posterior.model.named_parameters())
-    coordinates = options.chains * sum(each.size(parameters) for each in components)
+    coordinates = sum(each.size(parameters) for each in components)
     need = 4 * coordinates * (1 + options.total_draws * options.steps_between_draws)
     if need > most:
         raise ValueError(
-            f"the chains' steps take {need / 2**20:.0f} MiB, more than trajectory_bytes ({most / 2**20:.0f} MiB): "
-            "ask for fewer components at a time, fewer chains or draws, or raise trajectory_bytes"
+            f"the steps of one chain of each component take {need / 2**20:.0f} MiB, more than trajectory_bytes "
+            f"({most / 2**20:.0f} MiB): ask for fewer components or draws at a time, or raise trajectory_bytes"
         )
+    return min(options.chains, most // need)
+
+
+def responses(moving: Ensemble, indices: Tensor | None, pool: Workers[Runners], bar: tqdm[None]) -> Tensor:
+    """−Cov[φ, l − L] of every chain of an ensemble at w*, `[components, chains, losses]`."""
+    trajectory, rows = [moving.bank.params.clone()], moving.plan.rows
+    for _ in range(moving.options.total_draws * moving.options.steps_between_draws):
+        moving.step(pool)
+        trajectory.append(moving.bank.params.clone())
+        bar.update(rows)
+    sweep = Sweep(moving, trajectory, indices)
+    sweep.back(pool, len(trajectory) - 1)
+    for step in range(len(trajectory) - 2, -1, -1):
+        sweep.back(pool, step)
+        bar.update(rows)
+    return (sweep.response - sweep.response_of_loss[:, None]).unflatten(0, (-1, moving.plan.chains))
 
 
 def healthy(by_chain: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import xarray as xr
-from arviz_stats.base.array import array_stats
 from torch import Tensor
 
 from patterning_fast.chains.plan import ChainPlan
@@ -223,8 +222,8 @@ class Statistics:
                 "phi": ((*by_chain, "draw"), phi, {"long_name": "L(w) - L(w*)", "units": "nats"}),
                 "distance": ((*by_chain, "draw"), distance, {"long_name": "|w - w*|", "units": "1"}),
                 "diverged": (by_chain, diverged, {"long_name": "frozen and left out", "units": "1"}),
-                "r_hat": (by_component, np.array([chain_statistic(array_stats.rhat, each) for each in healthy])),
-                "ess": (by_component, np.array([chain_statistic(array_stats.ess, each) for each in healthy])),
+                "r_hat": (by_component, np.array([chain_statistic("rhat", each) for each in healthy])),
+                "ess": (by_component, np.array([chain_statistic("ess", each) for each in healthy])),
                 "gradient_noise_scale": (by_component, noise_scale, {"units": "samples"}),
                 "gradient_noise": (by_component, lr / 4 * n_beta**2 * variance, {"units": "1"}),
                 "rounding": (by_component, np.array([float(traces.rounding[each].mean()) for each in rows])),
@@ -239,11 +238,13 @@ class Statistics:
         )
 
 
-def chain_statistic(statistic: Callable[..., Any], traces: np.ndarray) -> float:
+def chain_statistic(name: str, traces: np.ndarray) -> float:
     """An ArviZ statistic of traces `[chains, draws]`; NaN where there is too little of them."""
+    from arviz_stats.base.array import array_stats  # only here: it takes as long to import as all the rest
+
     if len(traces) < 2 or traces.shape[1] < 4:
         return float("nan")
-    return float(statistic(traces, chain_axis=0, draw_axis=1))
+    return float(getattr(array_stats, name)(traces, chain_axis=0, draw_axis=1))
 
 
 def covariance(means: Means) -> Tensor:
