@@ -77,7 +77,7 @@ class Ensemble:
             self.corrected_updates(pool, samples)
         else:
             self.accumulate_gradients(pool, samples, range(self.plan.chains), int(self.tile))
-            if not self.options.shared_minibatches and int(self.state.step) == 0:
+            if not self.options.shared_minibatches and self.plan.units > 1 and int(self.state.step) == 0:
                 self.traces.gradient_noise = gradient_noise(self.bank)
             self.sampler.update(self.bank, self.state)
 
