@@ -39,19 +39,21 @@ def of_ours(runs: list[Run]) -> Estimates:
     names = [str(name) for name in parts[0]["components"]]
     return Estimates(
         {name: np.concatenate([part["chi_group"][at] for part in parts]) for at, name in enumerate(names)},
-        {name: np.concatenate([part["llc_group"][at] for part in parts]) for at, name in enumerate(names)},
+        {name: np.concatenate([part["llc_group"][at] for part in parts]) for at, name in enumerate(names)}
+        if "llc_group" in parts[0]
+        else {},
     )
 
 
-def of_devinterp(runs: list[Run], workload: Workload) -> Estimates:
-    """The same statistics of the losses that devinterp has traced."""
+def of_devinterp(runs: list[Run], workload: Workload, burn_in: int = 0) -> Estimates:
+    """The same statistics of the losses that devinterp has traced, but for the first draws of each chain."""
     parts = load(runs)
     names = [str(name) for name in parts[0]["components"]]
     center = loss_at_center(workload)
     chi, llc = {}, {}
     for at, name in enumerate(names):
-        phi = torch.from_numpy(np.concatenate([part["loss"][at] for part in parts])).double() - center
-        probe = torch.from_numpy(np.concatenate([part["probe"][at] for part in parts])).double()
+        phi = torch.from_numpy(np.concatenate([part["loss"][at][:, burn_in:] for part in parts])).double() - center
+        probe = torch.from_numpy(np.concatenate([part["probe"][at][:, burn_in:] for part in parts])).double()
         shifted = probe - probe.mean((0, 1))
         means = Means(
             loss=shifted.mean(1),
@@ -83,7 +85,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one.mean(0), other.mean(0))[0, 1])
 
 
-def chains_needed(estimates: Estimates, reference: Estimates, reliability: dict[str, float], draws: int) -> float:
+def chains_needed(estimates: Estimates, reference: Estimates, reliability: dict[str, float]) -> float:
     """Chains for which χ of a head correlates R with its true value; median over heads.
 
     An estimate of reliability ρ correlates √ρ with the truth, and √(ρ ρ') with an independent one of reliability ρ':

@@ -12,12 +12,16 @@ import numpy as np
 from bench.endtoend import runs
 from bench.endtoend.agreement import apart, chains_needed, correlation, load, of_devinterp, of_ours
 from bench.endtoend.contestant import Run, Taken, measure
+from bench.endtoend.ours import BURN_IN
 from bench.endtoend.workload import FOLDER, WORKLOADS, A
 
 Row = dict[str, object]
 
 SMOLLM2 = FOLDER / "runs" / "smollm2.json"
 """What bench.endtoend.smollm2 has printed."""
+
+TRAJECTORY_MIB = 512.0
+"""What linear_response may take for steps where it is told nothing else."""
 
 C2_CHAINS, C2_DRAWS, C2_HOURS, C2_MIB = 1000, 200, 6.0, 2048.0
 T_BEYOND_3 = 0.02
@@ -49,23 +53,42 @@ def reference() -> dict[str, float]:
     return dict(zip(map(str, arrays["components"]), arrays["chi_reliability"].tolist(), strict=True))
 
 
+CONTESTANTS = {
+    "devinterp": runs.DEVINTERP_A,
+    "here": runs.OURS_A,
+    "here, thinned": [runs.THINNED],
+    "here, response": [runs.RESPONSE],
+}
+"""Of figure C."""
+
+
+def needed() -> dict[str, float]:
+    """Chains of each contestant for which χ of the median head correlates 0.9 with its true value.
+
+    Of devinterp's chains the first draws may be left out, whichever is better for it.
+    """
+    long, reliability = of_ours([runs.LONG]), reference()
+    theirs = [of_devinterp(runs.DEVINTERP_A, A, burn_in) for burn_in in (0, BURN_IN)]
+    ours = {name: of_ours(each) for name, each in CONTESTANTS.items() if name != "devinterp"}
+    chains = {name: chains_needed(each, long, reliability) for name, each in ours.items()}
+    return {"devinterp": min(chains_needed(each, long, reliability) for each in theirs)} | chains
+
+
 def until_known() -> list[Row]:
     """C: seconds in which χ of the median head correlates 0.9 with its true value; time is linear in chains."""
-    long, reliability = of_ours([runs.LONG]), reference()
-    contestants = {
-        "devinterp": (runs.DEVINTERP_A, of_devinterp(runs.DEVINTERP_A, A)),
-        "here": (runs.OURS_A, of_ours(runs.OURS_A)),
-        "here, thinned": ([runs.THINNED], of_ours([runs.THINNED])),
-    }
-    chains = {name: chains_needed(each, long, reliability, A.draws) for name, (_, each) in contestants.items()}
-    took = {name: chains[name] * seconds(each) / each[0].chains for name, (each, _) in contestants.items()}
+    long, reliability, chains = of_ours([runs.LONG]), reference(), needed()
+    took = {name: chains[name] * seconds(each) / each[0].chains for name, each in CONTESTANTS.items()}
     described = {f"{name} [s]": took[name] for name in took} | {f"{name} [chains]": chains[name] for name in chains}
     described["reliability of the reference"] = statistics.median(reliability[head] for head in long.heads)
     fewer = {name: took["devinterp"] / took[name] for name in took}
     return [
         row(f"C: seconds until r ≥ 0.9 with the truth{how}: fewer than devinterp's", fewer[name], 15.0,
             fewer[name] >= 15, "times", **described)
-        for name, how in (("here", ", same draws"), ("here, thinned", ", a draw every 4 steps"))
+        for name, how in (
+            ("here, response", ", by linear_response"),
+            ("here", ", same draws"),
+            ("here, thinned", ", a draw every 4 steps"),
+        )
     ]  # fmt: skip
 
 
@@ -86,7 +109,17 @@ def at_scale() -> list[Row]:
         "minutes measured": taken.seconds / 60,
         "here [ms per chain-step]": taken.ms_per_chain_step,
     }
+    chains = needed()
+    alike = chains["here, response"] / chains["here"] * C2_CHAINS * C2_DRAWS / A.draws
+    responding = measure(runs.RESPONSE)
+    responding_hours = alike * seconds([runs.RESPONSE]) / runs.RESPONSE.chains / 3600
+    # Steps of as many chains as fit are held at a time.
+    responding_memory = responding.peak + TRAJECTORY_MIB
     return [
+        row("C2: χ as well known as by them, by linear_response", responding_hours, C2_HOURS,
+            responding_hours <= C2_HOURS, "hours", **{"chains of each head": alike}),
+        row("C2: its memory, with all it may hold of steps", responding_memory, C2_MIB, responding_memory < C2_MIB, "MiB",
+            **{f"measured at {runs.RESPONSE.chains} chains": responding.peak}),
         row("C2: 1,000 chains × 200 draws × 16 heads and full", hours, C2_HOURS, hours <= C2_HOURS, "hours", **peers),
         row("C2: memory, with the chains' parameters and gradients", memory, C2_MIB, memory < C2_MIB, "MiB",
             **{f"measured at {runs.LONG.chains} chains": taken.peak}),
@@ -97,6 +130,9 @@ def memory() -> list[Row]:
     """D: peak memory, and how it grows with draws. devinterp's disk is linear in chains and draws."""
     many, few, theirs = measure(runs.MANY_DRAWS), measure(runs.FEW_DRAWS), measure(runs.DEVINTERP_A[0])
     held = theirs.disk / theirs.chain_steps * many.chain_steps
+    chains = runs.MANY_CHAINS.chains
+    of_chains = held * chains / runs.MANY_DRAWS.chains
+    larger = measure(runs.MANY_CHAINS).peak / (theirs.peak + of_chains)
     whole, own = many.peak / (theirs.peak + held), (many.peak - many.imported) / (theirs.peak - theirs.imported + held)
     peers = {
         "here [MiB]": many.peak,
@@ -110,6 +146,14 @@ def memory() -> list[Row]:
     return [
         row(f"D: peak memory of {size} over devinterp's memory and disk", whole, 0.2, whole <= 0.2, "", **peers),
         row("D: the same beyond what imports take", own, 0.2, own <= 0.2, "", **peers),
+        row(
+            f"D: the first, at {chains} chains",
+            larger,
+            0.2,
+            larger <= 0.2,
+            "",
+            **{"here, at 50 draws [MiB]": measure(runs.MANY_CHAINS).peak, "devinterp's disk [MiB]": of_chains},
+        ),
         row("D: peak memory at 500 draws over that at 50", growth, 1.02, growth <= 1.02, "", **drawn),
     ]
 

@@ -1,7 +1,7 @@
 """Our side: `pf.sample` through the public face.
 
-Variants: "" is what A and B compare, chains as independent as devinterp's; "thinned" evaluates every fourth step only;
-"frugal" recalls little; "full" samples the unrestricted posterior alone; "llc" the same where only the LLC is wanted,
+Variants: "" is what A and B compare, chains as independent as devinterp's; "burned-in" throws the first draws away;
+"thinned" evaluates every fourth step only; "response" differentiates chains; "frugal" recalls little; "full" samples the unrestricted posterior alone; "llc" the same where only the LLC is wanted,
 as canonical-interp gives it; "bfloat16" evaluates in that precision.
 """
 
@@ -16,6 +16,9 @@ from bench.endtoend.workload import Workload, our_model
 
 THINNING = 4
 """Steps between draws of the variant "thinned": about half the chains' correlation time."""
+
+BURN_IN = 10
+"""Draws after which φ has forgotten w*: more than its correlation time of 6."""
 
 FRUGAL_BYTES = 2**25
 
@@ -37,6 +40,27 @@ def prepare(run: Run, workload: Workload) -> Prepared:
     }
     probe = workload.data("probe")
 
+    def respond() -> tuple[Arrays, float, float]:
+        chi = pf.linear_response(
+            posterior,
+            pf.SGLD(workload.lr),
+            components=components,
+            probes={"probe": probe},
+            chains=run.chains,
+            draws=run.draws,
+            batch_size=workload.batch_size,
+            loss_samples=torch.arange(workload.loss_samples),
+            seed=run.seed,
+            progress=False,
+        )
+        steps = run.chains * (run.draws + chi.attrs["burn_in"]) * chi.attrs["steps_between_draws"]
+        arrays = {str(name): chi[name].values for name in chi}
+        return (
+            arrays | {"components": chi["component"].values, "chain_steps": np.array(len(components) * steps)},
+            0.0,
+            0.0,
+        )
+
     def sample() -> tuple[Arrays, float, float]:
         statistics = pf.sample(
             posterior,
@@ -45,6 +69,7 @@ def prepare(run: Run, workload: Workload) -> Prepared:
             probes={"probe": probe[:1] if run.variant == "llc" else probe},
             chains=run.chains,
             draws=run.draws,
+            burn_in=BURN_IN if run.variant == "burned-in" else 0,
             batch_size=workload.batch_size,
             steps_between_draws=THINNING if run.variant == "thinned" else 1,
             recording_bytes=FRUGAL_BYTES if run.variant == "frugal" else 2**28,
@@ -63,12 +88,15 @@ def prepare(run: Run, workload: Workload) -> Prepared:
             "llc_group": llc["llc_group"].values,
             "rounding": health["rounding"].values if "rounding" in health else np.array(np.nan),
             "chain_steps": np.array(
-                (len(components) + 1) * run.chains * run.draws * int(chi.attrs["steps_between_draws"])
+                (len(components) + 1)
+                * run.chains
+                * (run.draws + chi.attrs["burn_in"])
+                * chi.attrs["steps_between_draws"]
             ),
         }
         return arrays, 0.0, 0.0
 
-    return sample
+    return respond if run.variant == "response" else sample
 
 
 if __name__ == "__main__":

@@ -96,8 +96,8 @@ def linear_response(
     `Statistics.susceptibilities()` does.
 
     Raises:
-        TypeError, ValueError: input that cannot work, before any sampling; one chain of each component that does not fit
-            in trajectory_bytes.
+        TypeError, ValueError: input that cannot work, before any sampling; trajectory_bytes too few for one chain of
+            each component.
         ChainDivergedError: every chain of every component has run away, or its derivative has.
     """
     if not isinstance(sampler, SGLD) or sampler.gradient_noise_correction:
