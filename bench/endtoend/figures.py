@@ -118,8 +118,8 @@ def at_scale() -> list[Row]:
     return [
         row("C2: χ as well known as by them, by linear_response", responding_hours, C2_HOURS,
             responding_hours <= C2_HOURS, "hours", **{"chains of each head": alike}),
-        row("C2: its memory, with all it may hold of steps", responding_memory, C2_MIB, responding_memory < C2_MIB, "MiB",
-            **{f"measured at {runs.RESPONSE.chains} chains": responding.peak}),
+        row("C2: its memory, with all it may hold of steps", responding_memory, C2_MIB,
+            responding_memory < C2_MIB, "MiB", **{f"measured at {runs.RESPONSE.chains} chains": responding.peak}),
         row("C2: 1,000 chains × 200 draws × 16 heads and full", hours, C2_HOURS, hours <= C2_HOURS, "hours", **peers),
         row("C2: memory, with the chains' parameters and gradients", memory, C2_MIB, memory < C2_MIB, "MiB",
             **{f"measured at {runs.LONG.chains} chains": taken.peak}),

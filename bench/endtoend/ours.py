@@ -1,8 +1,9 @@
 """Our side: `pf.sample` through the public face.
 
 Variants: "" is what A and B compare, chains as independent as devinterp's; "burned-in" throws the first draws away;
-"thinned" evaluates every fourth step only; "response" differentiates chains; "frugal" recalls little; "full" samples the unrestricted posterior alone; "llc" the same where only the LLC is wanted,
-as canonical-interp gives it; "bfloat16" evaluates in that precision.
+"thinned" evaluates every fourth step only; "response" differentiates chains; "frugal" recalls little; "full" samples
+the unrestricted posterior alone; "llc" the same where only the LLC is wanted, as canonical-interp gives it; "bfloat16"
+evaluates in that precision.
 """
 
 from __future__ import annotations
@@ -54,12 +55,8 @@ def prepare(run: Run, workload: Workload) -> Prepared:
             progress=False,
         )
         steps = run.chains * (run.draws + chi.attrs["burn_in"]) * chi.attrs["steps_between_draws"]
-        arrays = {str(name): chi[name].values for name in chi}
-        return (
-            arrays | {"components": chi["component"].values, "chain_steps": np.array(len(components) * steps)},
-            0.0,
-            0.0,
-        )
+        arrays = {"components": chi["component"].values, "chain_steps": np.array(len(components) * steps)}
+        return arrays | {str(name): chi[name].values for name in chi}, 0.0, 0.0
 
     def sample() -> tuple[Arrays, float, float]:
         statistics = pf.sample(
@@ -80,6 +77,7 @@ def prepare(run: Run, workload: Workload) -> Prepared:
             progress=False,
         )
         chi, llc, health = statistics.susceptibilities(), statistics.llc(), statistics.diagnostics()
+        steps = run.chains * (run.draws + chi.attrs["burn_in"]) * chi.attrs["steps_between_draws"]
         kept = {str(name): chi[name].values for name in chi if name != "chi_drift_group"}
         arrays = kept | {
             "components": chi["component"].values,
@@ -87,12 +85,7 @@ def prepare(run: Run, workload: Workload) -> Prepared:
             "llc_error": llc["llc_error"].values,
             "llc_group": llc["llc_group"].values,
             "rounding": health["rounding"].values if "rounding" in health else np.array(np.nan),
-            "chain_steps": np.array(
-                (len(components) + 1)
-                * run.chains
-                * (run.draws + chi.attrs["burn_in"])
-                * chi.attrs["steps_between_draws"]
-            ),
+            "chain_steps": np.array((len(components) + 1) * steps),
         }
         return arrays, 0.0, 0.0
 
