@@ -18,8 +18,8 @@ from bench.results import record
 
 DRAWS = 20
 PHASES = {
-    "probes": ("ensemble.py", "evaluate"),
-    "forward and backward": ("ensemble.py", "accumulate_gradients"),
+    "probes": ("torch_ensemble.py", "evaluate"),
+    "forward and backward": ("torch_ensemble.py", "accumulate_gradients"),
     "update": ("sgld.py", "update"),
     "statistics": ("comoments.py", "update"),
     "recordings": ("recording.py", "recordings"),

@@ -2,6 +2,7 @@
 // (PF_ISA, set by the build); one row of the table is chosen at run time.
 #pragma once
 
+#include "dense_stack/dense_stack.h"
 #include "fused_draw/fused_draw.h"
 #include "langevin_step/langevin_step.h"
 #include "linear_cross_entropy/linear_cross_entropy.h"
@@ -23,6 +24,8 @@ struct CpuForms {
   RotaryAttentionForm rotary_attention;
   RotaryAttentionGradientForm rotary_attention_gradient;
   NormalForm normal;
+  DenseLossesForm dense_losses;
+  DenseStepsForm dense_steps;
 };
 
 #define PF_DECLARE_FORMS(isa)                                                                   \
@@ -37,10 +40,12 @@ struct CpuForms {
   void rotary_attention(const RotaryAttention&, int);                                           \
   void rotary_attention_gradient(const RotaryAttentionGradient&, int);                          \
   void normal(const Normal&, int);                                                              \
+  void dense_losses(const DenseLosses&, int);                                                   \
+  void dense_steps(const DenseSteps&, int);                                                     \
   constexpr CpuForms forms = {#isa,                  langevin_step,        per_sample_langevin_step, \
                               comoments_update,      loss_comoments_update, fused_draw,          \
                               linear_cross_entropy,  weighted_cross_entropy, rotary_attention,   \
-                              rotary_attention_gradient, normal};                               \
+                              rotary_attention_gradient, normal,    dense_losses,  dense_steps};  \
   }
 PF_DECLARE_FORMS(baseline)
 PF_DECLARE_FORMS(avx2)

@@ -93,11 +93,11 @@ PF_INLINE void store(Floats a, Floats b, Floats c, Floats d, float* to) {
 
 }  // namespace lanes
 
-// noise[i] = the normal of parameter 4 first + i; first is a multiple of kBlockCounters.
-PF_INLINE void fill_noise_block(uint64_t seed, uint64_t chain, uint64_t step, uint64_t first, float noise[kBlock]) {
-  using namespace lanes;
-  const Words4 place = counter(Stream::noise, chain, step, first);
-  Wide x[kGroups], y[kGroups], z[kGroups], w[kGroups];
+namespace lanes {
+
+// The words of kBlockCounters counters from `place` on, dealt out to lanes.
+PF_INLINE void block_words(Words4 place, uint64_t seed, Wide (&x)[kGroups], Wide (&y)[kGroups], Wide (&z)[kGroups],
+                           Wide (&w)[kGroups]) {
   for (int group = 0; group < kGroups; ++group) {
     x[group] = dealt(place.x + uint64_t(group / 2 * kLanes + group % 2 * 2 * kQuarters));
     y[group] = Wide{} + place.y;
@@ -105,6 +105,15 @@ PF_INLINE void fill_noise_block(uint64_t seed, uint64_t chain, uint64_t step, ui
     w[group] = Wide{} + place.w;
   }
   philox4x32(x, y, z, w, uint32_t(seed), uint32_t(seed >> 32));
+}
+
+}  // namespace lanes
+
+// noise[i] = the normal of parameter 4 first + i; first is a multiple of kBlockCounters.
+PF_INLINE void fill_noise_block(uint64_t seed, uint64_t chain, uint64_t step, uint64_t first, float noise[kBlock]) {
+  using namespace lanes;
+  Wide x[kGroups], y[kGroups], z[kGroups], w[kGroups];
+  block_words(counter(Stream::noise, chain, step, first), seed, x, y, z, w);
 #pragma GCC unroll 2
   for (int group = 0; group < kGroups; group += 2) {
     Floats a, b, c, d;
@@ -112,6 +121,20 @@ PF_INLINE void fill_noise_block(uint64_t seed, uint64_t chain, uint64_t step, ui
     normal_pair(narrow(z[group], z[group + 1]), narrow(w[group], w[group + 1]), c, d);
     store(a, b, c, d, noise + group / 2 * 4 * kLanes);
   }
+}
+
+// words[4 i + j] = word j of counter first + i.
+PF_INLINE void fill_words_block(Stream stream, uint64_t seed, uint64_t chain, uint64_t step, uint64_t first,
+                                uint32_t words[kBlock]) {
+  using namespace lanes;
+  Wide x[kGroups], y[kGroups], z[kGroups], w[kGroups];
+  block_words(counter(stream, chain, step, first), seed, x, y, z, w);
+  float bits[kBlock];
+#pragma GCC unroll 2
+  for (int group = 0; group < kGroups; group += 2)
+    store(Floats(narrow(x[group], x[group + 1])), Floats(narrow(y[group], y[group + 1])),
+          Floats(narrow(z[group], z[group + 1])), Floats(narrow(w[group], w[group + 1])), bits + group / 2 * 4 * kLanes);
+  std::memcpy(words, bits, sizeof bits);
 }
 
 }  // namespace pf

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import patterning_fast as pf
 from patterning_fast.chains.plan import Setting
 from patterning_fast.engine import sample as engine
-from patterning_fast.engine.ensemble import Ensemble
 from patterning_fast.engine.sample import advice
+from patterning_fast.engine.torch_ensemble import TorchEnsemble
 from patterning_fast.samplers.langevin import Sampler
 from tests.models import language_model, language_posterior, tokens
 
@@ -28,14 +28,14 @@ def test_the_others_are_bit_identical(sampler: Sampler, far: float, tile: int, m
     heads = pf.attention_heads(language_model())
     sampling = SMALL | {"components": {"l1h0": heads["l1h0"]}, "tile": tile}
     alone = pf.sample(language_posterior(), sampler, **sampling)
-    step = Ensemble.step
+    step = TorchEnsemble.step
 
-    def stumble(moving: Ensemble, pool: Any) -> None:
+    def stumble(moving: TorchEnsemble, pool: Any) -> None:
         step(moving, pool)
         if int(moving.state.step) == 3:
             moving.bank.params[moving.bank.starts[1] : moving.bank.starts[2]] = far
 
-    monkeypatch.setattr(Ensemble, "step", stumble)
+    monkeypatch.setattr(TorchEnsemble, "step", stumble)
     found = pf.sample(language_posterior(), sampler, **sampling)
     assert found.traces.diverged.tolist() == [False, True] + 6 * [False]
     others = ~found.traces.diverged
@@ -57,13 +57,13 @@ def test_the_others_are_bit_identical(sampler: Sampler, far: float, tile: int, m
 def test_bundles_lose_no_more_than_they_must(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where totals are too many for every chain to have its own, a diverged chain takes its bundle with it."""
     monkeypatch.setattr(engine, "TOTALS_BYTES", 1)
-    step = Ensemble.step
+    step = TorchEnsemble.step
 
-    def stumble(moving: Ensemble, pool: Any) -> None:
+    def stumble(moving: TorchEnsemble, pool: Any) -> None:
         step(moving, pool)
         moving.bank.params[moving.bank.starts[1] : moving.bank.starts[2]] = torch.nan
 
-    monkeypatch.setattr(Ensemble, "step", stumble)
+    monkeypatch.setattr(TorchEnsemble, "step", stumble)
     found = pf.sample(language_posterior(), pf.SGLD(1e-3), **SMALL | {"chains": 6, "groups": 3})
     assert found.units_per_bundle == 2
     assert found.grouped.count.tolist() == [0.0, 12.0, 12.0]
@@ -72,13 +72,13 @@ def test_bundles_lose_no_more_than_they_must(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_component_without_healthy_chains_has_no_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Ensemble.step
+    step = TorchEnsemble.step
 
-    def stumble(moving: Ensemble, pool: Any) -> None:
+    def stumble(moving: TorchEnsemble, pool: Any) -> None:
         step(moving, pool)
         moving.bank.params[: moving.bank.starts[4]] = torch.nan
 
-    monkeypatch.setattr(Ensemble, "step", stumble)
+    monkeypatch.setattr(TorchEnsemble, "step", stumble)
     heads = pf.attention_heads(language_model())
     found = pf.sample(language_posterior(), pf.SGLD(1e-3), **SMALL | {"components": {"l0h0": heads["l0h0"]}})
     llc = found.llc()
@@ -120,13 +120,13 @@ def test_advice_names_the_hyperparameter() -> None:
 
 
 def test_tokens_of_a_run_with_lost_chains_can_be_inverted(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Ensemble.step
+    step = TorchEnsemble.step
 
-    def stumble(moving: Ensemble, pool: Any) -> None:
+    def stumble(moving: TorchEnsemble, pool: Any) -> None:
         step(moving, pool)
         moving.bank.params[moving.bank.starts[1] : moving.bank.starts[2]] = torch.nan
 
-    monkeypatch.setattr(Ensemble, "step", stumble)
+    monkeypatch.setattr(TorchEnsemble, "step", stumble)
     heads = pf.attention_heads(language_model())
     found = pf.sample(
         language_posterior(), pf.SGLD(1e-3), components=heads, **SMALL | {"chains": 8, "probes": {"p": tokens(3)}}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import patterning_fast as pf
-from patterning_fast.engine.ensemble import Ensemble
+from patterning_fast.engine.torch_ensemble import TorchEnsemble
 from tests.models import language_model, language_posterior, tokens
 
 DATUM = tokens(2, seed=5)
@@ -84,15 +84,15 @@ def test_phi_is_unweighted() -> None:
 
 
 def test_a_chain_without_a_finite_derivative_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Ensemble.step
+    step = TorchEnsemble.step
     options = RESPONDING | {"chains": 4}
     alone = pf.linear_response(language_posterior(), SAMPLER, **options)
 
-    def stumble(moving: Ensemble, pool: Any) -> None:
+    def stumble(moving: TorchEnsemble, pool: Any) -> None:
         step(moving, pool)
         moving.bank.params[moving.bank.starts[1] : moving.bank.starts[2]] = torch.nan
 
-    monkeypatch.setattr(Ensemble, "step", stumble)
+    monkeypatch.setattr(TorchEnsemble, "step", stumble)
     found = pf.linear_response(language_posterior(), SAMPLER, **options)
     by_chain, expected = found["chi_group"].values[0], alone["chi_group"].values[0]
     assert np.isnan(by_chain[1]).all()

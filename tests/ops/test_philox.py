@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patterning_fast import _C
-from patterning_fast.engine.minibatch import minibatch
+from patterning_fast.ops.reference.minibatch import minibatch
 from patterning_fast.ops.reference.philox import INDEX_BITS, Stream, counter, philox4x32
 
 # The known-answer vectors published with the generator (Random123, kat_vectors): counter, key, answer.

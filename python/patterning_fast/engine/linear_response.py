@@ -26,12 +26,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from patterning_fast.chains.plan import Setting, chain_plan
-from patterning_fast.engine.ensemble import Ensemble, MeanLoss, ensemble
 from patterning_fast.engine.evaluation import joint_coordinates, lay_out_sets, loss_indices
-from patterning_fast.engine.minibatch import minibatch
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
 from patterning_fast.engine.sample import ChainDivergedError, advice
+from patterning_fast.engine.torch_ensemble import MeanLoss, TorchEnsemble, torch_ensemble
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.labelled import (
     SIGN,
@@ -40,6 +39,7 @@ from patterning_fast.estimators.labelled import (
     reliabilities,
     split_half_reliability,
 )
+from patterning_fast.ops.reference.minibatch import minibatch
 from patterning_fast.ops.reference.philox import Stream
 from patterning_fast.posterior.components import FULL, Component, resolve_components
 from patterning_fast.posterior.data import sample_count
@@ -126,7 +126,7 @@ def linear_response(
             wave = replace(
                 plan, chains=min(at_once, chains - first), groups=min(at_once, chains - first), first_unit=first
             )
-            moving = ensemble(posterior, sampler, wave, sets, options, pool)
+            moving = torch_ensemble(posterior, sampler, wave, sets, options, pool)
             moving.measure_tile(pool)
             parts.append(responses(moving, indices, pool, bar))
     found = [healthy(each) for each in torch.cat(parts, 1)]
@@ -163,7 +163,7 @@ def chains_at_once(posterior: LocalPosterior, components: list[Component], optio
     return min(options.chains, most // need)
 
 
-def responses(moving: Ensemble, indices: Tensor | None, pool: Workers[Runners], bar: tqdm[None]) -> Tensor:
+def responses(moving: TorchEnsemble, indices: Tensor | None, pool: Workers[Runners], bar: tqdm[None]) -> Tensor:
     """−Cov[φ, l − L] of every chain of an ensemble at w*, `[components, chains, losses]`."""
     trajectory, rows = [moving.bank.params.clone()], moving.plan.rows
     for _ in range(moving.options.total_draws * moving.options.steps_between_draws):
@@ -194,7 +194,7 @@ def mean_of(values: Tensor, chains: Tensor) -> Tensor:
 class Sweep:
     """The adjoint on its way back along all chains."""
 
-    moving: Ensemble
+    moving: TorchEnsemble
     trajectory: list[Tensor]
     """Parameters of the bank before the first step and after each."""
     loss_indices: Tensor | None

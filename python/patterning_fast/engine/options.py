@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from patterning_fast.engine.evaluation import Precision
+
+Engine = Literal["auto", "native", "torch"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Options:
     precision: Precision
     tile: int | None
     seed: int
+    engine: Engine = "auto"
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -45,6 +48,8 @@ class Options:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {get_args(Precision)}, got {self.precision!r}")
+        if self.engine not in get_args(Engine):
+            raise ValueError(f"engine must be one of {get_args(Engine)}, got {self.engine!r}")
 
     @property
     def total_draws(self) -> int:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.checkpoint import Checkpoint
-from patterning_fast.engine.ensemble import Ensemble, ensemble
+from patterning_fast.engine.ensemble import Ensemble
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
     Precision,
@@ -26,14 +26,17 @@ from patterning_fast.engine.evaluation import (
     losses_at_center,
 )
 from patterning_fast.engine.identity import fingerprint, run_identity
-from patterning_fast.engine.options import Keeping, Options
+from patterning_fast.engine.native_ensemble import native_ensemble
+from patterning_fast.engine.options import Engine, Keeping, Options
 from patterning_fast.engine.recording import Runners
+from patterning_fast.engine.torch_ensemble import torch_ensemble
 from patterning_fast.engine.trace_store import TraceStore
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.posterior.components import Component, resolve_components
 from patterning_fast.posterior.data import sample_count
+from patterning_fast.posterior.dense import NotDense
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch
 from patterning_fast.samplers.langevin import Sampler
@@ -161,6 +164,7 @@ def sample(
     loss_kernel: bool = False,
     recording_bytes: int = 2**28,
     precision: Precision = "float32",
+    engine: Engine = "auto",
     tile: int | None = None,
     seed: int = 0,
     checkpoint: str | Path | None = None,
@@ -189,6 +193,8 @@ def sample(
         recording_bytes: memory for what chains of restricted components recall of samples, in place of computing it.
         precision: of the forward passes for losses at draws; gradients are float32. With "bfloat16" `diagnostics()`
             says how large its error is beside the fluctuations that χ is made of.
+        engine: "native" runs each chain's whole loop within a kernel, for stacks of dense layers (`posterior/dense.py`)
+            on a CPU; "torch" runs any model; "auto" the first where it can. The result's attributes say which ran, why.
         tile: chains of a component that are evaluated together; None to measure which number is fastest here.
         seed: of noise, minibatches and the choice of loss_samples; the same seed and tile give the same numbers.
         checkpoint: folder to save the run's state in; where it holds that of this very run, the run resumes from it,
@@ -206,7 +212,7 @@ def sample(
     """
     options = Options(
         chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches, antithetic, groups, loss_kernel,
-        recording_bytes, precision, tile, seed,
+        recording_bytes, precision, tile, seed, engine,
     )  # fmt: skip
     setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
     keeping = Keeping(checkpoint, checkpoint_seconds, traces)
@@ -272,8 +278,7 @@ def sample_settings(
             )
         )
         for draw in range(done, options.total_draws):
-            for _ in range(options.steps_between_draws):
-                moving.step(pool)
+            moving.advance(pool, options.steps_between_draws)
             if draw >= options.burn_in:
                 run.draw(pool, draw - options.burn_in)
             run.seconds.fill_(time.monotonic() - started)
@@ -282,7 +287,7 @@ def sample_settings(
                     store.flush()
                 saved.save(draw + 1, run.tensors())
             bar.update(steps)
-    attrs |= {"tile": int(moving.tile), "seconds": float(run.seconds)}
+    attrs |= {"tile": int(moving.tile), "engine": moving.engine, "seconds": float(run.seconds)}
     return [
         Statistics(
             plan=plan,
@@ -290,7 +295,7 @@ def sample_settings(
             totals=run.totals,
             units_per_bundle=run.units_per_bundle,
             traces=moving.traces,
-            evaluated=[suffix.name for suffix in moving.recordings.suffixes],
+            evaluated=moving.evaluated,
             loss_dimension="token" if loss_set.loss_shape else "sample",
             loss_coordinates=joint_coordinates(probe_sets),
             loss_kernel_tracked=options.loss_kernel,
@@ -333,6 +338,28 @@ def open_folders(
     return saved, store
 
 
+def chosen_ensemble(
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    plan: ChainPlan,
+    sets: list[EvaluationSet],
+    options: Options,
+    pool: Workers[Runners],
+) -> Ensemble:
+    """The fastest that fits, of those that options allow; raises ValueError where "native" alone does, and does not."""
+    arguments = posterior, sampler, plan, sets, options, pool
+    if options.engine == "torch":
+        return torch_ensemble(*arguments)
+    try:
+        return native_ensemble(*arguments)
+    except NotDense as why:
+        if options.engine == "native":
+            raise ValueError(f'engine="native" cannot run this: {why}; engine="auto" runs it in torch') from None
+        moving = torch_ensemble(*arguments)
+        moving.engine = f"torch: {why}"
+        return moving
+
+
 def start(
     posterior: LocalPosterior,
     sampler: Sampler,
@@ -345,7 +372,7 @@ def start(
     pool: Workers[Runners],
 ) -> Run:
     """A run with all chains at w*, which tracks that many losses."""
-    moving = ensemble(posterior, sampler, plan, sets, options, pool)
+    moving = chosen_ensemble(posterior, sampler, plan, sets, options, pool)
     observables = torch.zeros(1 + tracked if options.loss_kernel else 1, device=moving.reference.device)
     units_per_group = plan.units // plan.groups
     most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))

@@ -100,6 +100,9 @@ class Sampler(Protocol):
     def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
         """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""
 
+    def rule(self, state: LangevinState) -> ops.RMSProp | ops.SGHMC | ops.SGNHT | None:
+        """The rule of `ops.langevin_step` that it follows, on its state; None for SGLD's."""
+
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
 

@@ -38,7 +38,10 @@ class RMSPropSGLD:
         state.memory = torch.zeros_like(bank.params)
         return state
 
+    def rule(self, state: LangevinState) -> ops.RMSProp:
+        assert state.memory is not None
+        return ops.RMSProp(state.memory, self.decay, self.stability, self.bias_correction)
+
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
-        assert state.memory is not None
-        langevin.step(bank, state, ops.RMSProp(state.memory, self.decay, self.stability, self.bias_correction))
+        langevin.step(bank, state, self.rule(state))

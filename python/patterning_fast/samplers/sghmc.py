@@ -34,7 +34,10 @@ class SGHMC:
         state.memory = torch.zeros_like(bank.params)
         return state
 
+    def rule(self, state: LangevinState) -> ops.SGHMC:
+        assert state.memory is not None
+        return ops.SGHMC(state.memory, self.friction)
+
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
-        assert state.memory is not None
-        langevin.step(bank, state, ops.SGHMC(state.memory, self.friction))
+        langevin.step(bank, state, self.rule(state))

@@ -49,8 +49,11 @@ class SGNHT:
             momentum *= state.noise_scale[row]
         return state
 
-    def update(self, bank: ChainBank, state: LangevinState) -> None:
-        """One step of every chain on the gradients in the bank, which it leaves at 0."""
+    def rule(self, state: LangevinState) -> ops.SGNHT:
         assert state.memory is not None
         assert state.thermostat is not None
-        langevin.step(bank, state, ops.SGNHT(state.memory, state.thermostat, self.diffusion))
+        return ops.SGNHT(state.memory, state.thermostat, self.diffusion)
+
+    def update(self, bank: ChainBank, state: LangevinState) -> None:
+        """One step of every chain on the gradients in the bank, which it leaves at 0."""
+        langevin.step(bank, state, self.rule(state))

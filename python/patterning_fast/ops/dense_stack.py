@@ -1,0 +1,243 @@
+"""`dense_losses` and `dense_steps`: chains of small models, many steps of each in one call.
+
+Each chain's whole loop (minibatch, gradient, noise, update) runs on one core and in its cache. The model is described
+by data: a stack of dense layers, of any widths, that may share weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patterning_fast import _C
+from patterning_fast.ops import library
+from patterning_fast.ops.checks import address, chain_numbers, check_same_device, check_tensor, noise_place
+from patterning_fast.ops.langevin_step import SGHMC, SGNHT, STATUS, RMSProp, parts
+from patterning_fast.ops.langevin_step import fields as step_fields
+from patterning_fast.ops.reference import dense_stack as reference
+
+
+class DenseLayer(NamedTuple):
+    """a ↦ activation(W a + b)."""
+
+    inputs: int
+    outputs: int
+    weight: int
+    """First of W's numbers among the model's parameters: W is `[outputs, inputs]`."""
+    bias: int = -1
+    """First of b's numbers; −1 for no bias."""
+    transposed: bool = False
+    """W is stored as `[inputs, outputs]`, e.g. because another layer uses it as it is."""
+    activation: str = "identity"
+    """Or "relu", "tanh", "gelu" (the exact one)."""
+
+
+@dataclass(frozen=True)
+class DenseStack:
+    """A model and samples for it, as kernels take them. Raises TypeError or ValueError where parts do not fit.
+
+    `base` is float32 `[params]`, all parameters of the model at w*. Chain c holds in its row the `coordinates` from
+    `coordinate_starts[c]` on, int64 places among them; where that is −1, all.
+    `inputs` is float32 `[samples, inputs]`, with `targets` float32 `[samples, outputs]` for ½|output − target|² or
+    `labels` int64 `[samples]` for cross entropy; `weights`, ρ, is float32 `[samples]`, None for all 1.
+    """
+
+    layers: list[DenseLayer]
+    base: Tensor
+    coordinate_starts: Tensor
+    coordinates: Tensor
+    inputs: Tensor
+    targets: Tensor | None = None
+    labels: Tensor | None = None
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        op = "DenseStack"
+        if not self.layers:
+            raise ValueError(f"{op}: no layers; give at least one")
+        for above, below in zip(self.layers[1:], self.layers, strict=False):
+            if above.inputs != below.outputs:
+                raise ValueError(f"{op}: a layer of {above.inputs} inputs follows one of {below.outputs} outputs")
+        for layer in self.layers:
+            if layer.activation not in reference.ACTIVATIONS:
+                raise ValueError(
+                    f"{op}: no activation is called {layer.activation!r}; there are {', '.join(reference.ACTIVATIONS)}"
+                )
+            ends = [
+                (layer.weight, layer.inputs * layer.outputs),
+                *([(layer.bias, layer.outputs)] if layer.bias >= 0 else []),
+            ]
+            if layer.weight < 0 or any(start + size > self.base.numel() for start, size in ends):
+                raise ValueError(f"{op}: {layer} reaches outside the {self.base.numel()} parameters")
+        if (self.targets is None) == (self.labels is None):
+            raise ValueError(f"{op}: give targets or labels, not both")
+        samples, outputs = len(self.inputs), self.layers[-1].outputs
+        check_tensor(op, "base", self.base, torch.float32, (self.base.numel(),))
+        check_tensor(op, "coordinate_starts", self.coordinate_starts, torch.int64, (self.coordinate_starts.numel(),))
+        check_tensor(op, "coordinates", self.coordinates, torch.int64, (self.coordinates.numel(),))
+        check_tensor(op, "inputs", self.inputs, torch.float32, (samples, self.layers[0].inputs))
+        if not samples:
+            raise ValueError(f"{op}: there are no samples")
+        if self.targets is not None:
+            check_tensor(op, "targets", self.targets, torch.float32, (samples, outputs))
+        if self.labels is not None:
+            check_tensor(op, "labels", self.labels, torch.int64, (samples,))
+            if not 0 <= int(self.labels.min()) <= int(self.labels.max()) < outputs:
+                raise ValueError(f"{op}: labels must lie in [0, {outputs})")
+        if self.weights is not None:
+            check_tensor(op, "weights", self.weights, torch.float32, (samples,))
+        if (
+            self.coordinates.numel()
+            and not 0 <= int(self.coordinates.min()) <= int(self.coordinates.max()) < self.base.numel()
+        ):
+            raise ValueError(f"{op}: coordinates must lie in [0, {self.base.numel()})")
+        check_same_device(op, {name: each for name, each in vars(self).items() if isinstance(each, Tensor)})
+
+    def table(self) -> Tensor:
+        """The layers, int64 `[depth, 6]`."""
+        names = list(reference.ACTIVATIONS)
+        return torch.tensor([[*layer[:5], names.index(layer.activation)] for layer in self.layers], dtype=torch.int64)
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        return (
+            self.table(), self.base, self.coordinate_starts, self.coordinates, self.inputs, self.targets, self.labels,
+            self.weights,
+        )  # fmt: skip
+
+    def check_rows(self, op: str, row_starts: Tensor) -> None:
+        """Raise ValueError unless every row is as long as what it holds."""
+        lengths, starts = row_starts.diff(), self.coordinate_starts
+        check_tensor(op, "row_starts", row_starts, torch.int64, (starts.numel() + 1,))
+        whole = starts < 0
+        if bool((lengths[whole] != self.base.numel()).any()) or bool(
+            (starts + lengths)[~whole].gt(self.coordinates.numel()).any()
+        ):
+            raise ValueError(
+                f"{op}: rows must hold all {self.base.numel()} parameters, or the coordinates they are given"
+            )
+
+
+def stack_fields(*tensors: Tensor | None) -> tuple[int, ...]:
+    """The fields of csrc's DenseStack, in order."""
+    layers, base, inputs = tensors[0], tensors[1], tensors[4]
+    assert layers is not None
+    assert base is not None
+    assert inputs is not None
+    return (*map(address, tensors), len(layers), base.numel(), len(inputs))
+
+
+def losses_cpp(rows: Tensor, row_starts: Tensor, *rest: Tensor) -> None:
+    stack, losses = stack_fields(*rest[:-1]), rest[-1]
+    _C.dense_losses(
+        stack, rows.data_ptr(), row_starts.data_ptr(), losses.data_ptr(), losses.stride(0), len(losses),
+        torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def steps_cpp(*arguments: Tensor) -> None:
+    replicas, batch, steps = arguments[-3:]
+    step = step_fields(*arguments[:16], None, None, None)  # type: ignore[arg-type, call-arg]
+    stack = stack_fields(*arguments[16:24])
+    _C.dense_steps(stack, step, replicas.data_ptr(), int(batch), int(steps), torch.get_num_threads())
+
+
+STACK = (
+    "Tensor layers, Tensor base, Tensor coordinate_starts, Tensor coordinates, Tensor inputs, Tensor? targets, "
+    "Tensor? labels, Tensor? weights"
+)
+library.register(
+    f"dense_losses(Tensor rows, Tensor row_starts, {STACK}, Tensor(a!) losses) -> ()",
+    reference=reference.dense_losses,
+    cpp=losses_cpp,
+)
+library.register(
+    "dense_steps(Tensor(a!) params, Tensor(b!) grads, Tensor center, Tensor row_starts, Tensor center_starts, "
+    "Tensor lr, Tensor n_beta, Tensor localization, Tensor noise_scale, Tensor chain_ids, Tensor seed, Tensor step, "
+    "str rule, float[] constants, Tensor(c!)? memory, Tensor(d!)? thermostat, "
+    f"{STACK}, Tensor replicas, int batch, int steps) -> ()",
+    reference=reference.dense_steps,
+    cpp=steps_cpp,
+)
+
+
+def dense_losses(stack: DenseStack, rows: Tensor, row_starts: Tensor, losses: Tensor) -> None:
+    """Write the loss of every sample on every chain into `losses`, float32 `[chains, samples]`, rows of any stride.
+
+    `rows` are float32 `[total]`, chain c's from `row_starts[c]`, int64 `[chains + 1]`, on.
+    Raises TypeError or ValueError for tensors of the wrong dtype, shape, layout or device.
+    """
+    op = "dense_losses"
+    stack.check_rows(op, row_starts)
+    check_tensor(op, "rows", rows, torch.float32, (int(row_starts[-1]),))
+    shape = (stack.coordinate_starts.numel(), len(stack.inputs))
+    if losses.dtype != torch.float32 or tuple(losses.shape) != shape or losses.stride(1) != 1:
+        raise ValueError(
+            f"{op}: losses must be float32 {list(shape)} with samples side by side, got {losses.dtype} of "
+            f"{list(losses.shape)}"
+        )
+    check_same_device(op, {"rows": rows, "row_starts": row_starts, "losses": losses, "base": stack.base})
+    torch.ops.patterning_fast.dense_losses(rows, row_starts, *stack.tensors(), losses)
+
+
+def dense_steps(
+    stack: DenseStack,
+    params: Tensor,
+    grads: Tensor,
+    center: Tensor,
+    *,
+    row_starts: Tensor,
+    center_starts: Tensor,
+    lr: float | Tensor,
+    n_beta: float | Tensor,
+    localization: float | Tensor,
+    seed: int | Tensor,
+    step: int | Tensor,
+    replicas: Tensor,
+    batch_size: int,
+    steps: int,
+    noise_scale: float | Tensor = 1.0,
+    chain_ids: Tensor | None = None,
+    rule: RMSProp | SGHMC | SGNHT | None = None,
+) -> None:
+    """`steps` steps of every chain in place, each on a minibatch of its own; chains of lr 0 stay as they are.
+
+    A step is `langevin_step`'s, with the same noise, on the gradient of mean ρ·l over `batch_size` samples drawn with
+    replacement, those that (seed, replica, step) choose. With 0 steps the gradients of the first minibatch are added
+    to `grads`, and nothing else happens.
+
+    Args:
+        params, grads, center, row_starts, center_starts, lr, n_beta, localization, noise_scale, chain_ids, seed, rule:
+            as for `langevin_step`, params flat; grads must be 0, and are again.
+        step: number of the first step. replicas: int64 `[chains]`; chains of one replica see the same minibatches.
+
+    Raises:
+        TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device; rows that do not fit the stack.
+    """
+    op, device, chains = "dense_steps", params.device, center_starts.numel()
+    stack.check_rows(op, row_starts)
+    if batch_size < 1 or steps < 0:
+        raise ValueError(f"{op}: batch_size must be at least 1 and steps at least 0, got {batch_size} and {steps}")
+    numbers = chain_numbers(
+        op, chains, device, lr=lr, n_beta=n_beta, localization=localization, noise_scale=noise_scale
+    )  # fmt: skip
+    place = noise_place(op, chains, device, chain_ids, seed, step)
+    name, constants, state = parts(rule)
+    total = int(row_starts[-1])
+    lengths = row_starts.diff()
+    if bool((center_starts < 0).any()) or bool((center_starts + lengths > center.numel()).any()):
+        raise ValueError(f"{op}: {STATUS[2]}")
+    wanted = {"params": params, "grads": grads, **state}
+    for key, tensor in wanted.items():
+        check_tensor(op, key, tensor, torch.float32, (chains,) if key == "thermostat" else (total,))
+    check_tensor(op, "center", center, torch.float32, (center.numel(),))
+    check_tensor(op, "center_starts", center_starts, torch.int64, (stack.coordinate_starts.numel(),))
+    check_tensor(op, "replicas", replicas, torch.int64, (chains,))
+    check_same_device(op, wanted | numbers | place | {"center": center, "replicas": replicas, "base": stack.base})
+    torch.ops.patterning_fast.dense_steps(
+        params, grads, center, row_starts, center_starts, *numbers.values(), *place.values(), name, constants,
+        state.get("second_moment", state.get("momentum")), state.get("thermostat"), *stack.tensors(), replicas,
+        batch_size, steps,
+    )  # fmt: skip

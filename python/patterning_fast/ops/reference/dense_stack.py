@@ -1,0 +1,125 @@
+"""`dense_losses` and `dense_steps` in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patterning_fast.ops.reference.langevin_step import langevin_step
+from patterning_fast.ops.reference.minibatch import minibatch
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda z: z,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "gelu": F.gelu,
+}
+"""In the order of csrc's Activation."""
+
+
+def parameters(row: Tensor, base: Tensor, coordinates: Tensor | None) -> Tensor:
+    """All parameters of the model `[params]`, those that a row holds in their places."""
+    return row if coordinates is None else base.to(row.dtype).index_copy(0, coordinates, row)
+
+
+def coordinates_of(coordinate_starts: Tensor, coordinates: Tensor, chain: int, length: int) -> Tensor | None:
+    """Where a chain's row lies among the parameters; None where it is all of them."""
+    start = int(coordinate_starts[chain])
+    return None if start < 0 else coordinates[start : start + length]
+
+
+def losses_of(params: Tensor, layers: Tensor, inputs: Tensor, targets: Tensor | None, labels: Tensor | None) -> Tensor:
+    """Losses `[samples]` of one model."""
+    a = inputs.to(params.dtype)
+    for width, out, weight, bias, transposed, activation in layers.tolist():
+        matrix = params[weight : weight + width * out]
+        matrix = matrix.view(width, out).T if transposed else matrix.view(out, width)
+        a = F.linear(a, matrix, None if bias < 0 else params[bias : bias + out])
+        a = list(ACTIVATIONS.values())[activation](a)
+    if labels is not None:
+        return F.cross_entropy(a, labels, reduction="none")
+    assert targets is not None
+    return 0.5 * (a - targets).square().sum(1)
+
+
+def dense_losses(
+    rows: Tensor,
+    row_starts: Tensor,
+    layers: Tensor,
+    base: Tensor,
+    coordinate_starts: Tensor,
+    coordinates: Tensor,
+    inputs: Tensor,
+    targets: Tensor | None,
+    labels: Tensor | None,
+    weights: Tensor | None,
+    losses: Tensor,
+) -> None:
+    """The contract is that of `patterning_fast.ops.dense_losses`."""
+    for chain, (start, stop) in enumerate(zip(row_starts.tolist(), row_starts.tolist()[1:], strict=False)):
+        own = coordinates_of(coordinate_starts, coordinates, chain, stop - start)
+        losses[chain] = losses_of(parameters(rows[start:stop].double(), base, own), layers, inputs, targets, labels)
+
+
+def dense_steps(
+    params: Tensor,
+    grads: Tensor,
+    center: Tensor,
+    row_starts: Tensor,
+    center_starts: Tensor,
+    lr: Tensor,
+    n_beta: Tensor,
+    localization: Tensor,
+    noise_scale: Tensor,
+    chain_ids: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    rule: str,
+    constants: list[float],
+    memory: Tensor | None,
+    thermostat: Tensor | None,
+    layers: Tensor,
+    base: Tensor,
+    coordinate_starts: Tensor,
+    coordinates: Tensor,
+    inputs: Tensor,
+    targets: Tensor | None,
+    labels: Tensor | None,
+    weights: Tensor | None,
+    replicas: Tensor,
+    batch: int,
+    steps: int,
+) -> None:
+    """The contract is that of `patterning_fast.ops.dense_steps`."""
+    starts, frozen = row_starts.tolist(), lr == 0
+    for at in range(max(1, steps)):
+        chosen = minibatch(seed, replicas, step + at, batch, len(inputs))
+        for chain, samples in enumerate(chosen):
+            if frozen[chain]:
+                continue
+            start, stop = starts[chain], starts[chain + 1]
+            own = coordinates_of(coordinate_starts, coordinates, chain, stop - start)
+            row = params[start:stop].double().requires_grad_()
+            with torch.enable_grad():
+                losses = losses_of(
+                    parameters(row, base, own), layers, inputs[samples],
+                    None if targets is None else targets[samples], None if labels is None else labels[samples],
+                )  # fmt: skip
+                mean = (losses if weights is None else losses * weights[samples]).mean()
+            grads[start:stop] += torch.autograd.grad(mean, row)[0]
+        if steps:
+            kept = [None if each is None else each.clone() for each in (params, grads, memory, thermostat)]
+            langevin_step(
+                params, grads, center, row_starts, center_starts, lr, n_beta, localization, noise_scale, chain_ids,
+                seed, step + at, rule, constants, memory, thermostat, None, None, None,
+            )  # fmt: skip
+            for chain in frozen.nonzero().squeeze(1).tolist():
+                place = slice(starts[chain], starts[chain + 1])
+                for now, before in zip((params, grads, memory), kept, strict=False):
+                    if now is not None and before is not None:
+                        now[place] = before[place]
+                if thermostat is not None and kept[3] is not None:
+                    thermostat[chain] = kept[3][chain]

@@ -1,0 +1,114 @@
+"""Which models are stacks of dense layers, and which posteriors a kernel can sample by itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from patterning_fast.ops.dense_stack import DenseLayer, DenseStack
+from patterning_fast.posterior import losses
+from patterning_fast.posterior.components import Component
+from patterning_fast.posterior.local_posterior import LocalPosterior
+from patterning_fast.posterior.losses import Batch
+
+WIDEST = 256
+"""Wider layers are better left to a matrix library."""
+
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.Identity: "identity",
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+    nn.GELU: "gelu",
+}
+
+
+class NotDense(ValueError):
+    """A posterior that is none of a stack of dense layers; says what does not fit."""
+
+
+def dense_layers(model: nn.Module) -> list[DenseLayer]:
+    """The layers of a model whose forward pass is a stack of them.
+
+    Known are an `nn.Sequential` of `nn.Linear` and activations, and models with a method `dense_layers()`: a list of
+    `(weight, bias or None, transposed, activation)`, parameters by name. Raises NotDense for others.
+    """
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    starts = dict(zip(sizes, [0, *torch.tensor(list(sizes.values())).cumsum(0).tolist()], strict=False))
+    own = getattr(model, "dense_layers", None)
+    described = of_sequential(model) if own is None else own()
+    layers = []
+    for weight, bias, transposed, activation in described:
+        rows, columns = model.get_parameter(weight).shape
+        inputs, outputs = (rows, columns) if transposed else (columns, rows)
+        if max(inputs, outputs) > WIDEST:
+            raise NotDense(f"{weight} is {max(inputs, outputs)} wide, more than {WIDEST}")
+        layers.append(
+            DenseLayer(inputs, outputs, starts[weight], -1 if bias is None else starts[bias], transposed, activation)
+        )
+    return layers
+
+
+def of_sequential(model: nn.Module) -> list[tuple[str, str | None, bool, str]]:
+    """What `dense_layers()` of an `nn.Sequential` would say."""
+    if not isinstance(model, nn.Sequential):
+        raise NotDense(f"{type(model).__name__} is no nn.Sequential, and has no method dense_layers()")
+    described: list[tuple[str, str | None, bool, str]] = []
+    for name, module in zip(model._modules, model, strict=True):  # one for each place, where modules come twice too
+        if type(module) is nn.Linear:
+            described.append((f"{name}.weight", None if module.bias is None else f"{name}.bias", False, "identity"))
+            continue
+        activation = ACTIVATIONS.get(type(module))
+        if activation is None or getattr(module, "approximate", "none") != "none":
+            raise NotDense(f"layer {name} is {module}")
+        if activation == "identity":
+            continue
+        if not described or described[-1][3] != "identity":
+            raise NotDense(f"layer {name}, {module}, does not follow an nn.Linear")
+        described[-1] = (*described[-1][:3], activation)
+    if not described:
+        raise NotDense("the model has no nn.Linear")
+    if len({id(model.get_parameter(weight)) for weight, *_ in described}) < len(described):
+        raise NotDense("modules share their weights: describe them by a method dense_layers()")
+    return described
+
+
+def dense_stack(
+    posterior: LocalPosterior, components: list[Component], chains: int, data: Batch, weights: Tensor | None
+) -> DenseStack:
+    """The posterior's model on samples, with `chains` chains of each component; raises NotDense where it is none."""
+    layers = dense_layers(posterior.model)
+    if posterior.loss not in (losses.squared_error, losses.cross_entropy):
+        raise NotDense(f"the loss is {getattr(posterior.loss, '__name__', posterior.loss)}")
+    x, y = data if isinstance(data, tuple) and len(data) == 2 else (None, None)
+    if x is None or y is None or x.dtype != torch.float32 or x.dim() != 2:
+        raise NotDense("the data are no pair (x, y) of float32 x [samples, inputs]")
+    if x.device.type != "cpu":
+        raise NotDense(f"the data are on {x.device}")
+    labelled = posterior.loss is losses.cross_entropy
+    shape = (len(x),) if labelled else (len(x), layers[-1].outputs)
+    if tuple(y.shape) != shape or y.dtype != (torch.int64 if labelled else torch.float32):
+        raise NotDense(f"the targets are {y.dtype} of shape {list(y.shape)}")
+    parameters = dict(posterior.model.named_parameters())
+    base = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
+    places = dict(
+        zip(parameters, torch.arange(base.numel()).split([each.numel() for each in parameters.values()]), strict=True)
+    )
+    coordinates = [
+        torch.cat([places[name] if index is None else places[name][index] for name, index in each.coordinates.items()])
+        for each in components
+    ]
+    starts = torch.tensor([0, *(len(each) for each in coordinates[:-1])]).cumsum(0)
+    whole = torch.tensor([torch.equal(each, torch.arange(base.numel())) for each in coordinates])
+    starts[whole] = -1
+    return DenseStack(
+        layers,
+        base,
+        starts.repeat_interleave(chains),
+        torch.cat(coordinates),
+        x.contiguous(),
+        None if labelled else y.contiguous(),
+        y.contiguous() if labelled else None,
+        None if weights is None else weights.reshape(math.prod(shape[:1])).contiguous(),
+    )

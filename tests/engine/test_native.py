@@ -1,0 +1,156 @@
+"""The native engine gives what torch gives, from the same seed, to rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import patterning_fast as pf
+from patterning_fast.samplers.langevin import Sampler
+
+SAMPLING: dict[str, Any] = {"chains": 6, "draws": 5, "steps_between_draws": 3, "batch_size": 7, "progress": False}
+ZERO = 1e-11
+"""nats²: what of sums that cancel is left."""
+
+SAMPLERS = [pf.SGLD(1e-3), pf.RMSPropSGLD(1e-4), pf.SGHMC(1e-4), pf.SGNHT(3e-3)]
+
+
+class TiedAutoencoder(nn.Module):
+    """relu(Wᵀ W x + b)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x @ self.weight.T @ self.weight + self.bias)
+
+    def dense_layers(self) -> list[tuple[str, str | None, bool, str]]:
+        return [("weight", None, False, "identity"), ("weight", "bias", True, "relu")]
+
+
+def module(name: str) -> nn.Module:
+    torch.manual_seed(3)
+    if name == "tied":
+        return TiedAutoencoder()
+    if name == "deep linear":
+        return nn.Sequential(*[nn.Linear(*widths, bias=False) for widths in ((6, 5), (5, 4), (4, 6))])
+    activation = {"relu": nn.ReLU(), "tanh": nn.Tanh(), "gelu": nn.GELU()}[name]
+    return nn.Sequential(nn.Linear(6, 9), activation, nn.Linear(9, 5), nn.Identity(), activation, nn.Linear(5, 6))
+
+
+def posterior(model: nn.Module, classes: bool = False, **changes: Any) -> pf.LocalPosterior:
+    torch.manual_seed(4)
+    x, labels = torch.randn(20, 6), torch.randint(6, (20,))
+    target = labels if classes else torch.randn(20, 6)
+    loss = pf.losses.cross_entropy if classes else pf.losses.squared_error
+    arguments: dict[str, Any] = {"n_beta": 20.0, "localization": 50.0}
+    return pf.LocalPosterior(model, loss, (x, target), **arguments | changes)
+
+
+def hold_alike(one: pf.LocalPosterior, sampler: Sampler, **sampling: Any) -> None:
+    """To 1e-4 of the largest of each estimate: fifteen steps and their losses, rounded otherwise."""
+    native, in_torch = (pf.sample(one, sampler, engine=engine, **SAMPLING | sampling) for engine in ("native", "torch"))  # type: ignore[arg-type]
+    assert native.attrs["engine"] == "native"
+    assert in_torch.attrs["engine"] == "torch"
+    for name in ("llc", "susceptibilities", "influence"):
+        found, expected = getattr(native, name)(), getattr(in_torch, name)()
+        for variable in expected:
+            if not variable.endswith(("reliability", "0.9")):
+                scale = float(np.abs(expected[variable]).max())
+                np.testing.assert_allclose(found[variable], expected[variable], rtol=1e-4, atol=1e-4 * scale + ZERO)
+    for variable in ("phi", "distance", "gradient_noise"):
+        found, expected = native.diagnostics()[variable], in_torch.diagnostics()[variable]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("name", ["tied", "deep linear", "relu", "tanh", "gelu"])
+@pytest.mark.parametrize("classes", [False, True])
+def test_every_member_of_the_family(name: str, classes: bool) -> None:
+    hold_alike(posterior(module(name), classes), SAMPLERS[0])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda each: type(each).__name__)
+def test_every_sampler_on_components(sampler: Sampler) -> None:
+    model = module("relu")
+    few = torch.zeros(9, 6, dtype=torch.bool)
+    few[::2, 1:3] = True
+    components = {
+        "last": pf.component(model, "last", ["5.weight", "5.bias"]),
+        "few": pf.component(model, "few", {"0.weight": few, "2.bias": None}),
+    }
+    hold_alike(posterior(model), sampler, components=components)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"antithetic": True},
+        {"shared_minibatches": True},
+        {"loss_samples": 5, "burn_in": 2, "steps_between_draws": 1},
+        {"batch_size": 1},
+        {"batch_size": 130},
+        {"probes": {"a": (torch.randn(3, 6), torch.randn(3, 6)), "b": (torch.randn(70, 6), torch.randn(70, 6))}},
+        {"loss_kernel": True},
+    ],
+    ids=lambda how: "-".join(how),
+)
+def test_every_way_of_sampling(how: dict[str, Any]) -> None:
+    hold_alike(posterior(module("tied")), SAMPLERS[0], **how)
+
+
+def test_weights() -> None:
+    weights = torch.rand(20, generator=torch.Generator().manual_seed(1))
+    hold_alike(posterior(module("relu"), weights=weights), SAMPLERS[0])
+
+
+def test_a_grid_of_settings() -> None:
+    one = posterior(module("relu"))
+    grid = pf.calibrate(one, pf.SGLD(1e-3), lr=[1e-4, 1e-3], n_beta=[5.0, 20.0], chains=4, draws=6, progress=False)
+    assert grid.attrs["engine"] == "native"
+    alone = pf.sample(
+        posterior(module("relu"), n_beta=5.0), pf.SGLD(1e-4), chains=4, draws=6, engine="torch", progress=False
+    )
+    found = float(grid["llc"].sel(lr=1e-4, n_beta=5.0, component="full").squeeze())
+    assert found == pytest.approx(float(alone.llc()["llc"].sel(component="full")), rel=1e-3)
+
+
+def test_a_diverged_chain_leaves_the_others_alone() -> None:
+    one = posterior(module("relu"))
+    alone = pf.sample(one, pf.SGLD(1e-3), chains=2, draws=4, progress=False)
+    grid = pf.calibrate(one, pf.SGLD(1e-3), lr=[1e-3, 0.5], chains=2, draws=4, progress=False)
+    assert float(grid["diverged"].sel(lr=0.5).max()) == 1
+    found = float(grid["llc"].sel(lr=1e-3, component="full").squeeze())
+    assert found == float(alone.llc()["llc"].sel(component="full"))
+
+
+def test_a_run_resumes_to_the_bit(tmp_path: Any) -> None:
+    one, folder = posterior(module("tied")), tmp_path / "run"
+    whole = pf.sample(one, SAMPLERS[3], **SAMPLING)
+    pf.sample(one, SAMPLERS[3], checkpoint=folder, checkpoint_seconds=0, **SAMPLING)
+    again = pf.sample(one, SAMPLERS[3], checkpoint=folder, **SAMPLING)
+    assert torch.equal(again.totals.cross, whole.totals.cross)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (nn.Sequential(nn.Linear(6, 6), nn.Sigmoid()), "layer 1 is Sigmoid"),
+        (nn.Sequential(nn.Linear(6, 6), nn.GELU(approximate="tanh")), "layer 1 is GELU"),
+        (nn.Sequential(nn.ReLU(), nn.Linear(6, 6)), "layer 0, ReLU.*does not follow"),
+        (nn.Sequential(nn.Linear(6, 300), nn.Linear(300, 6)), "0.weight is 300 wide"),
+        (nn.Linear(6, 6), "Linear is no nn.Sequential"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else "",
+)
+def test_what_does_not_fit_runs_in_torch_and_says_why(model: nn.Module, why: str) -> None:
+    options: dict[str, Any] = {"chains": 2, "draws": 1, "progress": False}
+    assert pf.sample(posterior(model), SAMPLERS[0], **options).attrs["engine"].startswith("torch: ")
+    with pytest.raises(ValueError, match=why):
+        pf.sample(posterior(model), SAMPLERS[0], engine="native", **options)
+    with pytest.raises(ValueError, match="engine must be one of"):
+        pf.sample(posterior(model), SAMPLERS[0], engine="fast", **options)
