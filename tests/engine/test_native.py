@@ -16,7 +16,7 @@ SAMPLING: dict[str, Any] = {"chains": 6, "draws": 5, "steps_between_draws": 3, "
 ZERO = 1e-11
 """nats²: what of sums that cancel is left."""
 
-SAMPLERS = [pf.SGLD(1e-3), pf.RMSPropSGLD(1e-4), pf.SGHMC(1e-4), pf.SGNHT(3e-3)]
+SAMPLERS: list[Sampler] = [pf.SGLD(1e-3), pf.RMSPropSGLD(1e-4), pf.SGHMC(1e-4), pf.SGNHT(3e-3)]
 
 
 class TiedAutoencoder(nn.Module):
@@ -54,7 +54,7 @@ def posterior(model: nn.Module, classes: bool = False, **changes: Any) -> pf.Loc
 
 def hold_alike(one: pf.LocalPosterior, sampler: Sampler, **sampling: Any) -> None:
     """To 1e-4 of the largest of each estimate: fifteen steps and their losses, rounded otherwise."""
-    native, in_torch = (pf.sample(one, sampler, engine=engine, **SAMPLING | sampling) for engine in ("native", "torch"))  # type: ignore[arg-type]
+    native, in_torch = (pf.sample(one, sampler, engine=engine, **SAMPLING | sampling) for engine in ("native", "torch"))
     assert native.attrs["engine"] == "native"
     assert in_torch.attrs["engine"] == "torch"
     for name in ("llc", "susceptibilities", "influence"):
@@ -153,4 +153,4 @@ def test_what_does_not_fit_runs_in_torch_and_says_why(model: nn.Module, why: str
     with pytest.raises(ValueError, match=why):
         pf.sample(posterior(model), SAMPLERS[0], engine="native", **options)
     with pytest.raises(ValueError, match="engine must be one of"):
-        pf.sample(posterior(model), SAMPLERS[0], engine="fast", **options)
+        pf.sample(posterior(model), SAMPLERS[0], engine="fast", **options)  # type: ignore[arg-type]
