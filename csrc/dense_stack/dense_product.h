@@ -1,5 +1,4 @@
-// Products of small matrices that lie in cache: the left one by broadcast, with any strides, the right one by rows.
-// Each element is the sum over k in order, one fma a term.
+// Products of small matrices that lie in cache, and how such matrices are turned.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -16,16 +15,17 @@ struct Left {
   int64_t row, column;
 };
 
-template <int rows, int vectors>
+// Sums in as many parts, of every parts-th term each, that are added up at the end: a tile of few sums would wait for
+// its own fma otherwise.
+template <int rows, int vectors, int parts>
 PF_INLINE void small_tile(Left left, int64_t depth, const float* right, int64_t stride, const float* bias, float* to,
                           int64_t to_stride) {
   using namespace tile;
-  Lanes sums[rows][vectors];
-#pragma GCC unroll 6
-  for (int i = 0; i < rows; ++i)
-#pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) sums[i][j] = Lanes{} + (bias ? bias[i] : 0.0f);
-  for (int64_t k = 0; k < depth; ++k) {
+  Lanes sums[parts][rows][vectors] = {};
+  if (bias)
+    for (int i = 0; i < rows; ++i)
+      for (int j = 0; j < vectors; ++j) sums[0][i][j] = Lanes{} + bias[i];
+  const auto add = [&](int part, int64_t k) {
     Lanes row[vectors];
 #pragma GCC unroll 4
     for (int j = 0; j < vectors; ++j) row[j] = load(right + k * stride + j * kTileLanes);
@@ -33,43 +33,92 @@ PF_INLINE void small_tile(Left left, int64_t depth, const float* right, int64_t 
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < vectors; ++j)
-        sums[i][j] = multiply_add(left.at[i * left.row + k * left.column], row[j], sums[i][j]);
-  }
+        sums[part][i][j] = multiply_add(left.at[i * left.row + k * left.column], row[j], sums[part][i][j]);
+  };
+  int64_t k = 0;
+  for (; k + parts <= depth; k += parts)
+#pragma GCC unroll 4
+    for (int part = 0; part < parts; ++part) add(part, k + part);
+#pragma GCC unroll 4
+  for (int part = 0; part < parts; ++part)
+    if (k + part < depth) add(part, k + part);
 #pragma GCC unroll 6
   for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) std::memcpy(to + i * to_stride + j * kTileLanes, &sums[i][j], sizeof(Lanes));
+    for (int j = 0; j < vectors; ++j) {
+      Lanes sum = sums[0][i][j];
+      for (int part = 1; part < parts; ++part) sum += sums[part][i][j];
+      std::memcpy(to + i * to_stride + j * kTileLanes, &sum, sizeof(Lanes));
+    }
 }
 
-// All columns of a few rows. Few rows need more vectors, so that sums do not wait for one another.
-template <int rows>
+template <int rows, int parts>
 void small_rows(Left left, int64_t depth, const float* right, int64_t stride, int64_t columns, const float* bias,
                 float* to, int64_t to_stride) {
-  constexpr int vectors = rows <= 3 ? 4 : 2;
+  constexpr int vectors = parts > 1 ? 1 : rows <= 3 ? 4 : 2;
   int64_t j = 0;
   for (; j + vectors * kTileLanes <= columns; j += vectors * kTileLanes)
-    small_tile<rows, vectors>(left, depth, right + j, stride, bias, to + j, to_stride);
-  for (; j < columns; j += kTileLanes) small_tile<rows, 1>(left, depth, right + j, stride, bias, to + j, to_stride);
+    small_tile<rows, vectors, parts>(left, depth, right + j, stride, bias, to + j, to_stride);
+  for (; j < columns; j += kTileLanes)
+    small_tile<rows, 1, parts>(left, depth, right + j, stride, bias, to + j, to_stride);
 }
 
 // to[i * to_stride + j] = bias[i] + sum over k < depth of left(i, k) right[k * stride + j] for i < rows, j < columns, of
-// which there are a multiple of kTileLanes. No bias: 0.
+// which there are a multiple of kTileLanes. No bias: 0. With `long_sums` those of up to 3 rows are made in 4 parts.
 inline void small_product(Left left, int64_t rows, int64_t depth, const float* right, int64_t stride, int64_t columns,
-                          const float* bias, float* to, int64_t to_stride) {
+                          const float* bias, bool long_sums, float* to, int64_t to_stride) {
   constexpr int64_t kMost = 6;
   for (int64_t i = 0; i < rows; i += kMost) {
     const Left own{left.at + i * left.row, left.row, left.column};
     const float* const own_bias = bias ? bias + i : nullptr;
     float* const own_to = to + i * to_stride;
+    const auto all = [&](const auto& form) { form(own, depth, right, stride, columns, own_bias, own_to, to_stride); };
     switch (std::min(kMost, rows - i)) {
-      case 1: small_rows<1>(own, depth, right, stride, columns, own_bias, own_to, to_stride); break;
-      case 2: small_rows<2>(own, depth, right, stride, columns, own_bias, own_to, to_stride); break;
-      case 3: small_rows<3>(own, depth, right, stride, columns, own_bias, own_to, to_stride); break;
-      case 4: small_rows<4>(own, depth, right, stride, columns, own_bias, own_to, to_stride); break;
-      case 5: small_rows<5>(own, depth, right, stride, columns, own_bias, own_to, to_stride); break;
-      default: small_rows<6>(own, depth, right, stride, columns, own_bias, own_to, to_stride); break;
+      case 1: all(long_sums ? small_rows<1, 4> : small_rows<1, 1>); break;
+      case 2: all(long_sums ? small_rows<2, 4> : small_rows<2, 1>); break;
+      case 3: all(long_sums ? small_rows<3, 4> : small_rows<3, 1>); break;
+      case 4: all(small_rows<4, 1>); break;
+      case 5: all(small_rows<5, 1>); break;
+      default: all(small_rows<6, 1>); break;
     }
   }
+}
+
+constexpr int64_t kTurned = 8;  // rows and columns of what is turned at once
+
+// to[j * to_stride + i] = from[i * stride + j] for i, j < kTurned.
+PF_INLINE void turn_block(const float* from, int64_t stride, float* to, int64_t to_stride) {
+#if defined(__AVX2__)
+  __m256 row[8], pair[8], quad[8];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) row[i] = _mm256_loadu_ps(from + i * stride);
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+    pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    quad[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+    quad[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xEE);
+    quad[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+    quad[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xEE);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(to + i * to_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+    _mm256_storeu_ps(to + (i + 4) * to_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+  }
+#else
+  for (int i = 0; i < kTurned; ++i)
+    for (int j = 0; j < kTurned; ++j) to[j * to_stride + i] = from[i * stride + j];
+#endif
+}
+
+// to[j * to_stride + i] = from[i * stride + j] for i < rows, j < columns, both multiples of kTurned.
+inline void turn(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+  for (int64_t i = 0; i < rows; i += kTurned)
+    for (int64_t j = 0; j < columns; j += kTurned) turn_block(from + i * stride + j, stride, to + j * to_stride + i, to_stride);
 }
 
 }  // namespace pf::PF_ISA

@@ -16,30 +16,67 @@ namespace pf::PF_ISA {
 
 namespace {
 
-constexpr int64_t kColumns = 64;  // samples whose losses are made together
+constexpr int64_t kColumns = 64;      // samples whose losses are made together
 constexpr int64_t kRowsTogether = 4;  // chains that a thread takes at a time
+constexpr int64_t kPad = std::max<int64_t>(kTileLanes, kTurned);
 
-// Samples run along rows of length `columns`: unit i of sample b is at [i * columns + b]. Turned, sample b's units are
-// at [b * width + i], followed by a 1 and zeros, up to a multiple of the lanes.
+int64_t padded(int64_t count) { return round_up(count, kPad); }
+int64_t outputs(const DenseStack& stack) { return stack.layers[stack.depth - 1].out; }
+
+// Whether a stack is one linear map, of which the gradient of squared errors needs only the moments of a minibatch.
+bool is_linear(const DenseStack& stack) {
+  return stack.targets && std::all_of(stack.layers, stack.layers + stack.depth, [](const DenseLayer& layer) {
+           return layer.activation == Activation::identity;
+         });
+}
+
+// All samples as rows: inputs, a 1, and for linear stacks the targets; then zeros.
+class Table {
+ public:
+  Table(const DenseStack& stack, int threads)
+      : in_(stack.layers[0].in), width_(padded(in_ + 1 + (is_linear(stack) ? outputs(stack) : 0))),
+        rows_(size_t(stack.samples * width_)) {
+    const int64_t out = outputs(stack);
+    parallel_for(divide_up(stack.samples, kColumns), threads, [&](int64_t part) {
+      for (int64_t s = part * kColumns; s < std::min(stack.samples, (part + 1) * kColumns); ++s) {
+        float* const row = rows_.data() + s * width_;
+        std::copy_n(stack.inputs + s * in_, in_, row);
+        row[in_] = 1.0f;
+        if (is_linear(stack)) std::copy_n(stack.targets + s * out, out, row + in_ + 1);
+      }
+    });
+  }
+
+  int64_t width() const { return width_; }
+  const float* row(int64_t sample) const { return rows_.data() + sample * width_; }
+
+ private:
+  int64_t in_, width_;
+  std::vector<float> rows_;
+};
+
+// Units of a layer are rows of length columns_, one column a sample, and after the last unit a row of ones: what a bias
+// multiplies. Turned, each sample has a row of units.
 class Model {
  public:
   Model(const DenseStack& stack, int64_t batch)
-      : stack_(stack), batch_(batch), columns_(round_up(batch, kTileLanes)), full_(stack.params), grads_(stack.params) {
+      : stack_(stack), batch_(batch), columns_(padded(batch)), full_(size_t(stack.params)), grads_(size_t(stack.params)) {
     int64_t widest = 0, most = 0;
     for (int64_t at = 0; at < stack.depth; ++at) {
       const DenseLayer& layer = stack.layers[at];
       widest = std::max({widest, layer.in, layer.out});
-      most = std::max(most, (layer.transposed ? layer.in : layer.out) * turned_width(std::max(layer.in, layer.out)));
+      most = std::max(most, (layer.transposed ? layer.in : layer.out) * padded(std::max(layer.in, layer.out) + 1));
     }
     for (int64_t at = 0; at <= stack.depth; ++at) {
-      const int64_t width = at < stack.depth ? stack.layers[at].in : stack.layers[at - 1].out;
-      units_.emplace_back(width * columns_);
-      before_.emplace_back(at && stack.layers[at - 1].activation == Activation::gelu ? width * columns_ : 1);
+      const int64_t width = at < stack.depth ? stack.layers[at].in : outputs(stack);
+      units_.emplace_back(size_t(padded(width + 1) * columns_));
+      std::fill_n(units_.back().begin() + width * columns_, columns_, 1.0f);
+      before_.emplace_back(at && stack.layers[at - 1].activation == Activation::gelu ? size_t(width * columns_) : 0);
     }
-    for (std::vector<float>* each : {&slope_, &slope_below_}) each->resize(size_t(widest * columns_));
-    turned_.resize(size_t(batch * turned_width(widest)));
-    product_.resize(size_t(most + turned_width(widest)));
-    targets_.resize(size_t(output() * columns_));
+    for (std::vector<float>* each : {&slope_, &slope_below_}) each->resize(size_t(padded(widest + 1) * columns_));
+    turned_.resize(size_t(columns_ * padded(widest + 1)));
+    product_.resize(size_t(most + padded(widest + 1)));
+    targets_.resize(size_t(outputs(stack) * columns_));
     rho_.resize(size_t(columns_));
     samples_.resize(size_t(round_up(batch, kBlock)));
   }
@@ -55,18 +92,22 @@ class Model {
     return full_.data();
   }
 
-  // The first `count` of samples() and what they should give.
+  // The first `count` of samples(), and what they should give.
   void take(int64_t count) {
-    const int64_t in = stack_.layers[0].in, out = output();
-    float* const inputs = units_[0].data();
+    const int64_t in = stack_.layers[0].in;
     for (int64_t b = 0; b < count; ++b) {
-      const int64_t sample = samples_[size_t(b)];
-      const float* const from = stack_.inputs + sample * in;
-      for (int64_t i = 0; i < in; ++i) inputs[i * columns_ + b] = from[i];
-      if (stack_.targets)
-        for (int64_t o = 0; o < out; ++o) targets_[size_t(o * columns_ + b)] = stack_.targets[sample * out + o];
-      rho_[size_t(b)] = stack_.weights ? stack_.weights[sample] : 1.0f;
+      const float* const from = stack_.inputs + samples_[size_t(b)] * in;
+      for (int64_t i = 0; i < in; ++i) units_[0][size_t(i * columns_ + b)] = from[i];
     }
+    take_targets(count);
+  }
+
+  // All of a minibatch, from the table.
+  void take(const Table& table) {
+    const int64_t width = padded(stack_.layers[0].in + 1);
+    for (int64_t b = 0; b < batch_; ++b) std::copy_n(table.row(samples_[size_t(b)]), width, turned_.data() + b * width);
+    turn(turned_.data(), width, columns_, width, units_[0].data(), columns_);
+    take_targets(batch_);
   }
 
   // Outputs of the samples taken, in the last units.
@@ -75,22 +116,21 @@ class Model {
       const DenseLayer& layer = stack_.layers[at];
       float* const to = units_[size_t(at + 1)].data();
       const float* const bias = layer.bias < 0 ? nullptr : parameters + layer.bias;
-      const Left weight = layer.transposed ? Left{parameters + layer.weight, 1, layer.out}
-                                           : Left{parameters + layer.weight, layer.in, 1};
-      small_product(weight, layer.out, layer.in, units_[size_t(at)].data(), columns_, columns_, bias, to, columns_);
+      small_product(weight(parameters, layer), layer.out, layer.in, units_[size_t(at)].data(), columns_, columns_, bias,
+                    false, to, columns_);
       activate(layer.activation, to, before_[size_t(at + 1)].data(), layer.out * columns_);
     }
   }
 
   // Losses of the first `count` samples.
   void losses(int64_t count, float* to) {
-    const int64_t out = output();
+    const int64_t out = outputs(stack_);
     const float* const z = units_.back().data();
     for (int64_t b = 0; b < count; ++b) {
       if (stack_.targets) {
         float sum = 0.0f;
         for (int64_t o = 0; o < out; ++o) {
-          const float off = z[o * columns_ + b] - targets_[size_t(o * columns_ + b)];
+          const float off = z[o * columns_ + b] - targets()[o * columns_ + b];
           sum = fma(off, off, sum);
         }
         to[b] = 0.5f * sum;
@@ -106,32 +146,40 @@ class Model {
 
   // Adds the gradient of the mean of rho times loss over all samples taken to a chain's row.
   void add_gradient(const float* parameters, int64_t chain, float* row, int64_t length) {
-    const int64_t first = stack_.coordinate_starts[chain];
-    float* const grads = first < 0 ? row : grads_.data();
-    if (first >= 0) std::fill_n(grads, stack_.params, 0.0f);
     slope_of_loss();
-    for (int64_t at = stack_.depth - 1; at >= 0; --at) {
+    add_gradient_by_slope(parameters, chain, row, length);
+  }
+
+  // The same of the first moments.count() of samples() for a stack that is linear, A x + a. With u = (x, 1), C = (A, a)
+  // and the sums over samples M = rho u u^T and N = rho y u^T the gradient by C is C M - N. So C takes the place of the
+  // outputs: this model's samples are the columns of the identity, the bias added to the last, of slope C M - N.
+  void add_linear_gradient(const float* parameters, const float* moments, int64_t width, int64_t chain, float* row,
+                           int64_t length) {
+    const int64_t in = stack_.layers[0].in;
+    for (int64_t at = 0; at < stack_.depth; ++at) {
       const DenseLayer& layer = stack_.layers[at];
-      const float* const a = units_[size_t(at)].data();
-      slope_of_activation(layer.activation, units_[size_t(at + 1)].data(), before_[size_t(at + 1)].data(),
-                          layer.out * columns_);
-      if (layer.transposed) {
-        turn(slope_.data(), layer.out, false);
-        add_product(a, layer.in, layer.out, grads + layer.weight, nullptr);
-        if (layer.bias >= 0) add_ones_times(layer.out, grads + layer.bias);
-      } else {
-        turn(a, layer.in, true);
-        add_product(slope_.data(), layer.out, layer.in, grads + layer.weight,
-                    layer.bias < 0 ? nullptr : grads + layer.bias);
-      }
-      if (at == 0) break;
-      const Left weight = layer.transposed ? Left{parameters + layer.weight, layer.out, 1}
-                                           : Left{parameters + layer.weight, 1, layer.in};
-      small_product(weight, layer.in, layer.out, slope_.data(), columns_, columns_, nullptr, slope_below_.data(), columns_);
-      std::swap(slope_, slope_below_);
+      float* const to = units_[size_t(at + 1)].data();
+      small_product(weight(parameters, layer), layer.out, layer.in, units_[size_t(at)].data(), columns_, columns_,
+                    nullptr, false, to, columns_);
+      if (layer.bias >= 0)
+        for (int64_t o = 0; o < layer.out; ++o) to[o * columns_ + in] += parameters[layer.bias + o];
     }
-    if (first >= 0)
-      for (int64_t i = 0; i < length; ++i) row[i] += grads[stack_.coordinates[first + i]];
+    small_product({units_.back().data(), columns_, 1}, outputs(stack_), in + 1, moments, width, columns_, nullptr, false,
+                  slope_.data(), columns_);
+    for (int64_t o = 0; o < outputs(stack_); ++o)
+      for (int64_t i = 0; i <= in; ++i) slope_[size_t(o * columns_ + i)] -= moments[i * width + in + 1 + o];
+    add_gradient_by_slope(parameters, chain, row, length);
+  }
+
+  // Makes the samples the columns of the identity, the last of them what a bias belongs to.
+  void take_identity() {
+    const int64_t in = stack_.layers[0].in;
+    for (size_t at = 0; at < units_.size(); ++at) {
+      const int64_t width = at < size_t(stack_.depth) ? stack_.layers[at].in : outputs(stack_);
+      float* const ones = units_[at].data() + width * columns_;
+      for (int64_t b = 0; b < columns_; ++b) ones[b] = b == in ? 1.0f : 0.0f;
+    }
+    for (int64_t i = 0; i < in; ++i) units_[0][size_t(i * columns_ + i)] = 1.0f;
   }
 
  private:
@@ -141,8 +189,22 @@ class Model {
   std::vector<float> full_, grads_, slope_, slope_below_, turned_, product_, targets_, rho_;
   std::vector<int64_t> samples_;
 
-  static int64_t turned_width(int64_t units) { return round_up(units + 1, kTileLanes); }
-  int64_t output() const { return stack_.layers[stack_.depth - 1].out; }
+  static Left weight(const float* parameters, const DenseLayer& layer) {
+    return layer.transposed ? Left{parameters + layer.weight, 1, layer.out} : Left{parameters + layer.weight, layer.in, 1};
+  }
+
+  // Autoencoders need no second copy of their inputs.
+  const float* targets() const { return stack_.targets == stack_.inputs ? units_[0].data() : targets_.data(); }
+
+  void take_targets(int64_t count) {
+    const int64_t out = outputs(stack_);
+    for (int64_t b = 0; b < count; ++b) {
+      const int64_t sample = samples_[size_t(b)];
+      if (stack_.targets && stack_.targets != stack_.inputs)
+        for (int64_t o = 0; o < out; ++o) targets_[size_t(o * columns_ + b)] = stack_.targets[sample * out + o];
+      rho_[size_t(b)] = (stack_.weights ? stack_.weights[sample] : 1.0f) / float(batch_);
+    }
+  }
 
   static void activate(Activation activation, float* z, float* before, int64_t count) {
     switch (activation) {
@@ -182,71 +244,111 @@ class Model {
     }
   }
 
-  // Of the mean of rho times loss, by the outputs; 0 where no sample is.
+  // Of the mean of rho times loss, by the outputs. Columns after the last sample hold anything, and are never summed.
   void slope_of_loss() {
-    const int64_t out = output();
+    const int64_t out = outputs(stack_);
     const float* const z = units_.back().data();
-    const float share = 1.0f / float(batch_);
-    for (int64_t b = 0; b < batch_; ++b) rho_[size_t(b)] *= share;
-    for (int64_t b = batch_; b < columns_; ++b) rho_[size_t(b)] = 0.0f;
     if (stack_.targets) {
       for (int64_t o = 0; o < out; ++o)
         for (int64_t b = 0; b < columns_; ++b) {
-          const size_t at = size_t(o * columns_ + b);
-          slope_[at] = (z[at] - targets_[at]) * rho_[size_t(b)];
+          const int64_t at = o * columns_ + b;
+          slope_[size_t(at)] = (z[at] - targets()[at]) * rho_[size_t(b)];
         }
       return;
     }
-    for (int64_t first = 0; first < columns_; first += kTileLanes) soft_max(z + first, slope_.data() + first, &rho_[size_t(first)]);
+    for (int64_t first = 0; first < columns_; first += kTileLanes)
+      soft_max(z + first, slope_.data() + first, rho_.data() + first);
     for (int64_t b = 0; b < batch_; ++b)
       slope_[size_t(stack_.labels[samples_[size_t(b)]] * columns_ + b)] -= rho_[size_t(b)];
   }
 
   // Of kTileLanes samples: rho times the probabilities that the outputs stand for.
   void soft_max(const float* z, float* to, const float* rho) const {
+    const int64_t out = outputs(stack_);
     float most[kTileLanes], sum[kTileLanes] = {};
     std::copy_n(z, kTileLanes, most);
-    for (int64_t o = 1; o < output(); ++o)
+    for (int64_t o = 1; o < out; ++o)
       for (int b = 0; b < kTileLanes; ++b) most[b] = greater(z[o * columns_ + b], most[b]);
-    for (int64_t o = 0; o < output(); ++o)
+    for (int64_t o = 0; o < out; ++o)
       for (int b = 0; b < kTileLanes; ++b) {
         to[o * columns_ + b] = exp(z[o * columns_ + b] - most[b]);
         sum[b] += to[o * columns_ + b];
       }
     for (int b = 0; b < kTileLanes; ++b) sum[b] = rho[b] / sum[b];
-    for (int64_t o = 0; o < output(); ++o)
+    for (int64_t o = 0; o < out; ++o)
       for (int b = 0; b < kTileLanes; ++b) to[o * columns_ + b] *= sum[b];
   }
 
-  // turned_ = the units of all samples taken, with a 1 after them or not.
-  void turn(const float* units, int64_t count, bool with_one) {
-    const int64_t width = turned_width(count);
-    for (int64_t b = 0; b < batch_; ++b) {
-      float* const to = turned_.data() + b * width;
-      for (int64_t i = 0; i < count; ++i) to[i] = units[i * columns_ + b];
-      to[count] = with_one ? 1.0f : 0.0f;
-      for (int64_t i = count + 1; i < width; ++i) to[i] = 0.0f;
+  void add_gradient_by_slope(const float* parameters, int64_t chain, float* row, int64_t length) {
+    const int64_t first = stack_.coordinate_starts[chain];
+    float* const grads = first < 0 ? row : grads_.data();
+    if (first >= 0) std::fill_n(grads, stack_.params, 0.0f);
+    for (int64_t at = stack_.depth - 1; at >= 0; --at) {
+      const DenseLayer& layer = stack_.layers[at];
+      const float* const below = units_[size_t(at)].data();
+      slope_of_activation(layer.activation, units_[size_t(at + 1)].data(), before_[size_t(at + 1)].data(),
+                          layer.out * columns_);
+      float* const bias = layer.bias < 0 ? nullptr : grads + layer.bias;
+      if (layer.transposed) {
+        turn_units(slope_.data(), layer.out);
+        add_product(below, layer.in, layer.out, grads + layer.weight, nullptr);
+        if (bias) add_product(below + layer.in * columns_, 1, layer.out, bias, nullptr);
+      } else {
+        turn_units(below, layer.in);
+        add_product(slope_.data(), layer.out, layer.in, grads + layer.weight, bias);
+      }
+      if (at == 0) break;
+      const Left back = layer.transposed ? Left{parameters + layer.weight, layer.out, 1}
+                                         : Left{parameters + layer.weight, 1, layer.in};
+      small_product(back, layer.in, layer.out, slope_.data(), columns_, columns_, nullptr, false, slope_below_.data(),
+                    columns_);
+      std::swap(slope_, slope_below_);
     }
+    if (first >= 0)
+      for (int64_t i = 0; i < length; ++i) row[i] += grads[stack_.coordinates[first + i]];
   }
 
-  // to[r * columns + c] += sum over samples of left's unit r times turned unit c; ones[r] += that of the 1.
+  void turn_units(const float* units, int64_t count) {
+    const int64_t width = padded(count + 1);
+    turn(units, columns_, width, columns_, turned_.data(), width);
+  }
+
+  // to[r * columns + c] += sum over samples of left's unit r times turned unit c; ones[r] that of unit `columns`.
   void add_product(const float* left, int64_t rows, int64_t columns, float* to, float* ones) {
-    const int64_t width = turned_width(columns);
-    small_product({left, columns_, 1}, rows, batch_, turned_.data(), width, width, nullptr, product_.data(), width);
+    const int64_t width = padded(columns + 1), used = round_up(columns + (ones ? 1 : 0), kTileLanes);
+    small_product({left, columns_, 1}, rows, batch_, turned_.data(), width, used, nullptr, true, product_.data(), width);
     for (int64_t r = 0; r < rows; ++r) {
       const float* const from = product_.data() + r * width;
       for (int64_t c = 0; c < columns; ++c) to[r * columns + c] += from[c];
       if (ones) ones[r] += from[columns];
     }
   }
+};
 
-  // to[c] += sum over samples of turned unit c.
-  void add_ones_times(int64_t columns, float* to) {
-    const float one = 1.0f;
-    const int64_t width = turned_width(columns);
-    small_product({&one, 0, 0}, 1, batch_, turned_.data(), width, width, nullptr, product_.data(), width);
-    for (int64_t c = 0; c < columns; ++c) to[c] += product_[size_t(c)];
+// Sums over samples of rho times the products of what their rows hold: those of (x, 1) with all.
+class Moments {
+ public:
+  Moments(const DenseStack& stack, const Table& table, int64_t batch)
+      : stack_(stack), table_(table), batch_(batch), scaled_(size_t(batch * table.width())), rows_(size_t(batch * table.width())),
+        sums_(size_t((stack.layers[0].in + 1) * table.width())) {}
+
+  const float* of(const int64_t* samples) {
+    const int64_t width = table_.width(), units = stack_.layers[0].in + 1;
+    for (int64_t b = 0; b < batch_; ++b) {
+      const float* const from = table_.row(samples[b]);
+      const float rho = (stack_.weights ? stack_.weights[samples[b]] : 1.0f) / float(batch_);
+      std::copy_n(from, width, rows_.data() + b * width);
+      for (int64_t i = 0; i < units; ++i) scaled_[size_t(b * width + i)] = rho * from[i];
+    }
+    small_product({scaled_.data(), 1, width}, units, batch_, rows_.data(), width, width, nullptr, true, sums_.data(), width);
+    return sums_.data();
   }
+
+ private:
+  const DenseStack& stack_;
+  const Table& table_;
+  int64_t batch_;
+  std::vector<float> scaled_, rows_, sums_;
 };
 
 void choose(int64_t* samples, int64_t batch, int64_t of, uint64_t seed, uint64_t replica, uint64_t step) {
@@ -257,24 +359,32 @@ void choose(int64_t* samples, int64_t batch, int64_t of, uint64_t seed, uint64_t
   }
 }
 
-// Body(model, chain) for every chain, each thread with a model of its own.
-template <class Body>
-void for_each_chain(const DenseStack& stack, int64_t batch, int64_t chains, int threads, const Body& body) {
+// body(own, chain) for every chain; each thread makes its `own`.
+template <class Own, class Make, class Body>
+void for_each_chain(int64_t chains, int threads, const Make& make, const Body& body) {
   const int64_t together = std::max<int64_t>(1, std::min(kRowsTogether, chains / threads));
   const int workers = int(std::min<int64_t>(threads, divide_up(chains, together)));
-  std::vector<std::unique_ptr<Model>> models{size_t(workers)};
+  std::vector<std::unique_ptr<Own>> owns{size_t(workers)};
   parallel_for_workers(divide_up(chains, together), workers, [&](int64_t first, int64_t worker) {
-    std::unique_ptr<Model>& model = models[size_t(worker)];
-    if (!model) model = std::make_unique<Model>(stack, batch);
-    for (int64_t chain = first * together; chain < std::min(chains, (first + 1) * together); ++chain) body(*model, chain);
+    std::unique_ptr<Own>& own = owns[size_t(worker)];
+    if (!own) own = make();
+    for (int64_t chain = first * together; chain < std::min(chains, (first + 1) * together); ++chain) body(*own, chain);
   });
 }
+
+// A thread's: the model on minibatches, or for linear stacks on the identity, with minibatches' moments.
+struct Stepper {
+  Model model;
+  std::unique_ptr<Moments> moments;
+  std::vector<int64_t> samples;
+};
 
 }  // namespace
 
 void dense_losses(const DenseLosses& op, int threads) {
   const int64_t batch = std::min(kColumns, op.stack.samples);
-  for_each_chain(op.stack, batch, op.chains, threads, [&](Model& model, int64_t chain) {
+  const auto make = [&] { return std::make_unique<Model>(op.stack, batch); };
+  for_each_chain<Model>(op.chains, threads, make, [&](Model& model, int64_t chain) {
     const float* const row = op.rows + op.row_starts[chain];
     const float* const parameters = model.parameters(chain, row, op.row_starts[chain + 1] - op.row_starts[chain]);
     for (int64_t first = 0; first < op.stack.samples; first += batch) {
@@ -288,20 +398,37 @@ void dense_losses(const DenseLosses& op, int threads) {
 }
 
 void dense_steps(const DenseSteps& op, int threads) {
-  for_each_chain(op.stack, op.batch, op.op.chains, threads, [&](Model& model, int64_t chain) {
+  const Table table(op.stack, threads);
+  const int64_t units = op.stack.layers[0].in + 1;
+  const bool by_moments = is_linear(op.stack) && units < op.batch;
+  const auto make = [&] {
+    auto own = std::make_unique<Stepper>(Stepper{Model(op.stack, by_moments ? units : op.batch), nullptr, {}});
+    if (by_moments) {
+      own->model.take_identity();
+      own->moments = std::make_unique<Moments>(op.stack, table, op.batch);
+      own->samples.resize(size_t(round_up(op.batch, kBlock)));
+    }
+    return own;
+  };
+  for_each_chain<Stepper>(op.op.chains, threads, make, [&](Stepper& own, int64_t chain) {
     if (op.op.lr[chain] == 0.0f) return;
     LangevinStep now = op.op;
     int64_t step = *op.op.step;
     now.step = &step;
     const int64_t start = now.row_starts[chain], length = now.row_starts[chain + 1] - start;
     float* const grads = static_cast<float*>(now.grads) + start;
+    int64_t* const samples = by_moments ? own.samples.data() : own.model.samples();
     const int64_t last = step + op.steps;
     do {
-      choose(model.samples(), op.batch, op.stack.samples, uint64_t(*now.seed), uint64_t(op.replicas[chain]), uint64_t(step));
-      model.take(op.batch);
-      const float* const parameters = model.parameters(chain, now.params + start, length);
-      model.forward(parameters);
-      model.add_gradient(parameters, chain, grads, length);
+      choose(samples, op.batch, op.stack.samples, uint64_t(*now.seed), uint64_t(op.replicas[chain]), uint64_t(step));
+      const float* const parameters = own.model.parameters(chain, now.params + start, length);
+      if (by_moments) {
+        own.model.add_linear_gradient(parameters, own.moments->of(samples), table.width(), chain, grads, length);
+      } else {
+        own.model.take(table);
+        own.model.forward(parameters);
+        own.model.add_gradient(parameters, chain, grads, length);
+      }
       if (op.steps) step_row(now, chain);
     } while (++step < last);
   });
