@@ -13,13 +13,36 @@ inline int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / t
 struct Left {
   const float* at;
   int64_t row, column;
+
+  PF_INLINE float element(int64_t i, int64_t k) const { return at[i * row + k * column]; }
+  Left from_row(int64_t i) const { return {at + i * row, row, column}; }
+};
+
+// Row k is at + k * stride.
+struct Right {
+  const float* at;
+  int64_t stride;
+
+  PF_INLINE const float* row(int64_t k) const { return at + k * stride; }
+  Right from_column(int64_t j) const { return {at + j, stride}; }
+};
+
+// Rows of a table that need not lie side by side. On the left, their elements are a column each.
+struct Gathered {
+  const float* at;
+  const int64_t* rows;
+  int64_t stride;
+
+  PF_INLINE const float* row(int64_t k) const { return at + rows[k] * stride; }
+  PF_INLINE float element(int64_t i, int64_t k) const { return row(k)[i]; }
+  Gathered from_column(int64_t j) const { return {at + j, rows, stride}; }
+  Gathered from_row(int64_t i) const { return {at + i, rows, stride}; }
 };
 
 // Sums in as many parts, of every parts-th term each, that are added up at the end: a tile of few sums would wait for
 // its own fma otherwise.
-template <int rows, int vectors, int parts>
-PF_INLINE void small_tile(Left left, int64_t depth, const float* right, int64_t stride, const float* bias, float* to,
-                          int64_t to_stride) {
+template <int rows, int vectors, int parts, class L, class R>
+PF_INLINE void small_tile(L left, int64_t depth, R right, const float* bias, float* to, int64_t to_stride) {
   using namespace tile;
   Lanes sums[parts][rows][vectors] = {};
   if (bias)
@@ -28,12 +51,12 @@ PF_INLINE void small_tile(Left left, int64_t depth, const float* right, int64_t 
   const auto add = [&](int part, int64_t k) {
     Lanes row[vectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) row[j] = load(right + k * stride + j * kTileLanes);
+    for (int j = 0; j < vectors; ++j) row[j] = load(right.row(k) + j * kTileLanes);
 #pragma GCC unroll 6
     for (int i = 0; i < rows; ++i)
 #pragma GCC unroll 4
       for (int j = 0; j < vectors; ++j)
-        sums[part][i][j] = multiply_add(left.at[i * left.row + k * left.column], row[j], sums[part][i][j]);
+        sums[part][i][j] = multiply_add(left.element(i, k), row[j], sums[part][i][j]);
   };
   int64_t k = 0;
   for (; k + parts <= depth; k += parts)
@@ -52,34 +75,33 @@ PF_INLINE void small_tile(Left left, int64_t depth, const float* right, int64_t 
     }
 }
 
-template <int rows, int parts>
-void small_rows(Left left, int64_t depth, const float* right, int64_t stride, int64_t columns, const float* bias,
-                float* to, int64_t to_stride) {
+template <int rows, int parts, class L, class R>
+void small_rows(L left, int64_t depth, R right, int64_t columns, const float* bias, float* to, int64_t to_stride) {
   constexpr int vectors = parts > 1 ? 1 : rows <= 3 ? 4 : 2;
   int64_t j = 0;
   for (; j + vectors * kTileLanes <= columns; j += vectors * kTileLanes)
-    small_tile<rows, vectors, parts>(left, depth, right + j, stride, bias, to + j, to_stride);
+    small_tile<rows, vectors, parts>(left, depth, right.from_column(j), bias, to + j, to_stride);
   for (; j < columns; j += kTileLanes)
-    small_tile<rows, 1, parts>(left, depth, right + j, stride, bias, to + j, to_stride);
+    small_tile<rows, 1, parts>(left, depth, right.from_column(j), bias, to + j, to_stride);
 }
 
-// to[i * to_stride + j] = bias[i] + sum over k < depth of left(i, k) right[k * stride + j] for i < rows, j < columns, of
-// which there are a multiple of kTileLanes. No bias: 0. With `long_sums` those of up to 3 rows are made in 4 parts.
-inline void small_product(Left left, int64_t rows, int64_t depth, const float* right, int64_t stride, int64_t columns,
-                          const float* bias, bool long_sums, float* to, int64_t to_stride) {
+// to[i * to_stride + j] = bias[i] + sum over k < depth of left(i, k) right(k, j) for i < rows and j < columns, of which
+// there are a multiple of kTileLanes. No bias: 0. `parts` is 4 for long sums: those of up to 3 rows are made so.
+template <int parts, class L, class R>
+void small_product(L left, int64_t rows, int64_t depth, R right, int64_t columns, const float* bias, float* to,
+                   int64_t to_stride) {
   constexpr int64_t kMost = 6;
   for (int64_t i = 0; i < rows; i += kMost) {
-    const Left own{left.at + i * left.row, left.row, left.column};
+    const L own = left.from_row(i);
     const float* const own_bias = bias ? bias + i : nullptr;
     float* const own_to = to + i * to_stride;
-    const auto all = [&](const auto& form) { form(own, depth, right, stride, columns, own_bias, own_to, to_stride); };
     switch (std::min(kMost, rows - i)) {
-      case 1: all(long_sums ? small_rows<1, 4> : small_rows<1, 1>); break;
-      case 2: all(long_sums ? small_rows<2, 4> : small_rows<2, 1>); break;
-      case 3: all(long_sums ? small_rows<3, 4> : small_rows<3, 1>); break;
-      case 4: all(small_rows<4, 1>); break;
-      case 5: all(small_rows<5, 1>); break;
-      default: all(small_rows<6, 1>); break;
+      case 1: small_rows<1, parts>(own, depth, right, columns, own_bias, own_to, to_stride); break;
+      case 2: small_rows<2, parts>(own, depth, right, columns, own_bias, own_to, to_stride); break;
+      case 3: small_rows<3, parts>(own, depth, right, columns, own_bias, own_to, to_stride); break;
+      case 4: small_rows<4, 1>(own, depth, right, columns, own_bias, own_to, to_stride); break;
+      case 5: small_rows<5, 1>(own, depth, right, columns, own_bias, own_to, to_stride); break;
+      default: small_rows<6, 1>(own, depth, right, columns, own_bias, own_to, to_stride); break;
     }
   }
 }

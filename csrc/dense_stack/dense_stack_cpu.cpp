@@ -48,7 +48,7 @@ class Table {
   }
 
   int64_t width() const { return width_; }
-  const float* row(int64_t sample) const { return rows_.data() + sample * width_; }
+  Gathered rows(const int64_t* samples) const { return {rows_.data(), samples, width_}; }
 
  private:
   int64_t in_, width_;
@@ -105,7 +105,10 @@ class Model {
   // All of a minibatch, from the table.
   void take(const Table& table) {
     const int64_t width = padded(stack_.layers[0].in + 1);
-    for (int64_t b = 0; b < batch_; ++b) std::copy_n(table.row(samples_[size_t(b)]), width, turned_.data() + b * width);
+    const Gathered rows = table.rows(samples_.data());
+    for (int64_t b = 0; b < batch_; ++b)
+      for (int64_t i = 0; i < width; i += kTileLanes)
+        std::memcpy(turned_.data() + b * width + i, rows.row(b) + i, kTileLanes * sizeof(float));
     turn(turned_.data(), width, columns_, width, units_[0].data(), columns_);
     take_targets(batch_);
   }
@@ -116,8 +119,8 @@ class Model {
       const DenseLayer& layer = stack_.layers[at];
       float* const to = units_[size_t(at + 1)].data();
       const float* const bias = layer.bias < 0 ? nullptr : parameters + layer.bias;
-      small_product(weight(parameters, layer), layer.out, layer.in, units_[size_t(at)].data(), columns_, columns_, bias,
-                    false, to, columns_);
+      small_product<1>(weight(parameters, layer), layer.out, layer.in, Right{units_[size_t(at)].data(), columns_}, columns_,
+                       bias, to, columns_);
       activate(layer.activation, to, before_[size_t(at + 1)].data(), layer.out * columns_);
     }
   }
@@ -159,13 +162,13 @@ class Model {
     for (int64_t at = 0; at < stack_.depth; ++at) {
       const DenseLayer& layer = stack_.layers[at];
       float* const to = units_[size_t(at + 1)].data();
-      small_product(weight(parameters, layer), layer.out, layer.in, units_[size_t(at)].data(), columns_, columns_,
-                    nullptr, false, to, columns_);
+      small_product<1>(weight(parameters, layer), layer.out, layer.in, Right{units_[size_t(at)].data(), columns_}, columns_,
+                       nullptr, to, columns_);
       if (layer.bias >= 0)
         for (int64_t o = 0; o < layer.out; ++o) to[o * columns_ + in] += parameters[layer.bias + o];
     }
-    small_product({units_.back().data(), columns_, 1}, outputs(stack_), in + 1, moments, width, columns_, nullptr, false,
-                  slope_.data(), columns_);
+    small_product<1>(Left{units_.back().data(), columns_, 1}, outputs(stack_), in + 1, Right{moments, width}, columns_,
+                     nullptr, slope_.data(), columns_);
     for (int64_t o = 0; o < outputs(stack_); ++o)
       for (int64_t i = 0; i <= in; ++i) slope_[size_t(o * columns_ + i)] -= moments[i * width + in + 1 + o];
     add_gradient_by_slope(parameters, chain, row, length);
@@ -198,12 +201,13 @@ class Model {
 
   void take_targets(int64_t count) {
     const int64_t out = outputs(stack_);
-    for (int64_t b = 0; b < count; ++b) {
-      const int64_t sample = samples_[size_t(b)];
-      if (stack_.targets && stack_.targets != stack_.inputs)
-        for (int64_t o = 0; o < out; ++o) targets_[size_t(o * columns_ + b)] = stack_.targets[sample * out + o];
-      rho_[size_t(b)] = (stack_.weights ? stack_.weights[sample] : 1.0f) / float(batch_);
-    }
+    if (stack_.targets && stack_.targets != stack_.inputs)
+      for (int64_t b = 0; b < count; ++b)
+        for (int64_t o = 0; o < out; ++o)
+          targets_[size_t(o * columns_ + b)] = stack_.targets[samples_[size_t(b)] * out + o];
+    const float share = 1.0f / float(batch_);
+    for (int64_t b = 0; b < count; ++b)
+      rho_[size_t(b)] = stack_.weights ? share * stack_.weights[samples_[size_t(b)]] : share;
   }
 
   static void activate(Activation activation, float* z, float* before, int64_t count) {
@@ -249,10 +253,12 @@ class Model {
     const int64_t out = outputs(stack_);
     const float* const z = units_.back().data();
     if (stack_.targets) {
+      const float* const y = targets();
       for (int64_t o = 0; o < out; ++o)
-        for (int64_t b = 0; b < columns_; ++b) {
+        for (int64_t b = 0; b < columns_; b += kTileLanes) {
           const int64_t at = o * columns_ + b;
-          slope_[size_t(at)] = (z[at] - targets()[at]) * rho_[size_t(b)];
+          const tile::Lanes slope = (tile::load(z + at) - tile::load(y + at)) * tile::load(rho_.data() + b);
+          std::memcpy(slope_.data() + at, &slope, sizeof slope);
         }
       return;
     }
@@ -300,8 +306,8 @@ class Model {
       if (at == 0) break;
       const Left back = layer.transposed ? Left{parameters + layer.weight, layer.out, 1}
                                          : Left{parameters + layer.weight, 1, layer.in};
-      small_product(back, layer.in, layer.out, slope_.data(), columns_, columns_, nullptr, false, slope_below_.data(),
-                    columns_);
+      small_product<1>(back, layer.in, layer.out, Right{slope_.data(), columns_}, columns_, nullptr, slope_below_.data(),
+                       columns_);
       std::swap(slope_, slope_below_);
     }
     if (first >= 0)
@@ -316,7 +322,8 @@ class Model {
   // to[r * columns + c] += sum over samples of left's unit r times turned unit c; ones[r] that of unit `columns`.
   void add_product(const float* left, int64_t rows, int64_t columns, float* to, float* ones) {
     const int64_t width = padded(columns + 1), used = round_up(columns + (ones ? 1 : 0), kTileLanes);
-    small_product({left, columns_, 1}, rows, batch_, turned_.data(), width, used, nullptr, true, product_.data(), width);
+    small_product<4>(Left{left, columns_, 1}, rows, batch_, Right{turned_.data(), width}, used, nullptr, product_.data(),
+                     width);
     for (int64_t r = 0; r < rows; ++r) {
       const float* const from = product_.data() + r * width;
       for (int64_t c = 0; c < columns; ++c) to[r * columns + c] += from[c];
@@ -325,30 +332,33 @@ class Model {
   }
 };
 
-// Sums over samples of rho times the products of what their rows hold: those of (x, 1) with all.
+// Means over samples of rho times the products of what their rows hold: those of (x, 1) with all.
 class Moments {
  public:
   Moments(const DenseStack& stack, const Table& table, int64_t batch)
-      : stack_(stack), table_(table), batch_(batch), scaled_(size_t(batch * table.width())), rows_(size_t(batch * table.width())),
-        sums_(size_t((stack.layers[0].in + 1) * table.width())) {}
+      : stack_(stack), table_(table), batch_(batch), units_(stack.layers[0].in + 1),
+        scaled_(size_t(stack.weights ? batch * units_ : 0)), means_(size_t(units_ * table.width())) {}
 
   const float* of(const int64_t* samples) {
-    const int64_t width = table_.width(), units = stack_.layers[0].in + 1;
-    for (int64_t b = 0; b < batch_; ++b) {
-      const float* const from = table_.row(samples[b]);
-      const float rho = (stack_.weights ? stack_.weights[samples[b]] : 1.0f) / float(batch_);
-      std::copy_n(from, width, rows_.data() + b * width);
-      for (int64_t i = 0; i < units; ++i) scaled_[size_t(b * width + i)] = rho * from[i];
+    const Gathered rows = table_.rows(samples);
+    const int64_t width = table_.width();
+    if (stack_.weights) {
+      for (int64_t b = 0; b < batch_; ++b)
+        for (int64_t i = 0; i < units_; ++i) scaled_[size_t(b * units_ + i)] = stack_.weights[samples[b]] * rows.element(i, b);
+      small_product<4>(Left{scaled_.data(), 1, units_}, units_, batch_, rows, width, nullptr, means_.data(), width);
+    } else {
+      small_product<4>(rows, units_, batch_, rows, width, nullptr, means_.data(), width);
     }
-    small_product({scaled_.data(), 1, width}, units, batch_, rows_.data(), width, width, nullptr, true, sums_.data(), width);
-    return sums_.data();
+    const float share = 1.0f / float(batch_);
+    for (float& each : means_) each *= share;
+    return means_.data();
   }
 
  private:
   const DenseStack& stack_;
   const Table& table_;
-  int64_t batch_;
-  std::vector<float> scaled_, rows_, sums_;
+  int64_t batch_, units_;
+  std::vector<float> scaled_, means_;
 };
 
 void choose(int64_t* samples, int64_t batch, int64_t of, uint64_t seed, uint64_t replica, uint64_t step) {
