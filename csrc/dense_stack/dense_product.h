@@ -25,18 +25,26 @@ struct Right {
 
   PF_INLINE const float* row(int64_t k) const { return at + k * stride; }
   Right from_column(int64_t j) const { return {at + j, stride}; }
+  Right from_row(int64_t k) const { return {row(k), stride}; }
 };
 
-// Rows of a table that need not lie side by side. On the left, their elements are a column each.
+// Rows of a table that need not lie side by side.
 struct Gathered {
   const float* at;
   const int64_t* rows;
   int64_t stride;
 
   PF_INLINE const float* row(int64_t k) const { return at + rows[k] * stride; }
-  PF_INLINE float element(int64_t i, int64_t k) const { return row(k)[i]; }
   Gathered from_column(int64_t j) const { return {at + j, rows, stride}; }
-  Gathered from_row(int64_t i) const { return {at + i, rows, stride}; }
+  Gathered from_row(int64_t k) const { return {at, rows + k, stride}; }
+};
+
+// The same as a left matrix: each row's numbers are a column.
+struct GatheredColumns {
+  Gathered from;
+
+  PF_INLINE float element(int64_t i, int64_t k) const { return from.row(k)[i]; }
+  GatheredColumns from_row(int64_t i) const { return {from.from_column(i)}; }
 };
 
 // Sums in as many parts, of every parts-th term each, that are added up at the end: a tile of few sums would wait for
@@ -108,12 +116,13 @@ void small_product(L left, int64_t rows, int64_t depth, R right, int64_t columns
 
 constexpr int64_t kTurned = 8;  // rows and columns of what is turned at once
 
-// to[j * to_stride + i] = from[i * stride + j] for i, j < kTurned.
-PF_INLINE void turn_block(const float* from, int64_t stride, float* to, int64_t to_stride) {
+// to[j * to_stride + i] = from.row(i)[j] for i, j < kTurned.
+template <class Rows>
+PF_INLINE void turn_block(Rows from, float* to, int64_t to_stride) {
 #if defined(__AVX2__)
   __m256 row[8], pair[8], quad[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) row[i] = _mm256_loadu_ps(from + i * stride);
+  for (int i = 0; i < 8; ++i) row[i] = _mm256_loadu_ps(from.row(i));
 #pragma GCC unroll 4
   for (int i = 0; i < 8; i += 2) {
     pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
@@ -133,14 +142,16 @@ PF_INLINE void turn_block(const float* from, int64_t stride, float* to, int64_t 
   }
 #else
   for (int i = 0; i < kTurned; ++i)
-    for (int j = 0; j < kTurned; ++j) to[j * to_stride + i] = from[i * stride + j];
+    for (int j = 0; j < kTurned; ++j) to[j * to_stride + i] = from.row(i)[j];
 #endif
 }
 
-// to[j * to_stride + i] = from[i * stride + j] for i < rows, j < columns, both multiples of kTurned.
-inline void turn(const float* from, int64_t stride, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
+// to[j * to_stride + i] = from.row(i)[j] for i < rows, j < columns, both multiples of kTurned.
+template <class Rows>
+void turn(Rows from, int64_t rows, int64_t columns, float* to, int64_t to_stride) {
   for (int64_t i = 0; i < rows; i += kTurned)
-    for (int64_t j = 0; j < columns; j += kTurned) turn_block(from + i * stride + j, stride, to + j * to_stride + i, to_stride);
+    for (int64_t j = 0; j < columns; j += kTurned)
+      turn_block(from.from_row(i).from_column(j), to + j * to_stride + i, to_stride);
 }
 
 }  // namespace pf::PF_ISA

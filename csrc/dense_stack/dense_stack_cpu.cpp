@@ -78,7 +78,7 @@ class Model {
     product_.resize(size_t(most + padded(widest + 1)));
     targets_.resize(size_t(outputs(stack) * columns_));
     rho_.resize(size_t(columns_));
-    samples_.resize(size_t(round_up(batch, kBlock)));
+    samples_.resize(size_t(std::max(columns_, round_up(batch, kBlock))));
   }
 
   int64_t* samples() { return samples_.data(); }
@@ -104,12 +104,9 @@ class Model {
 
   // All of a minibatch, from the table.
   void take(const Table& table) {
-    const int64_t width = padded(stack_.layers[0].in + 1);
-    const Gathered rows = table.rows(samples_.data());
-    for (int64_t b = 0; b < batch_; ++b)
-      for (int64_t i = 0; i < width; i += kTileLanes)
-        std::memcpy(turned_.data() + b * width + i, rows.row(b) + i, kTileLanes * sizeof(float));
-    turn(turned_.data(), width, columns_, width, units_[0].data(), columns_);
+    std::fill_n(samples_.begin() + batch_, columns_ - batch_, samples_[0]);  // whose columns are never summed
+    inputs_ = table.rows(samples_.data());
+    turn(inputs_, columns_, padded(stack_.layers[0].in + 1), units_[0].data(), columns_);
     take_targets(batch_);
   }
 
@@ -191,6 +188,7 @@ class Model {
   std::vector<std::vector<float>> units_, before_;  // of every layer: its inputs; what its activation was given
   std::vector<float> full_, grads_, slope_, slope_below_, turned_, product_, targets_, rho_;
   std::vector<int64_t> samples_;
+  Gathered inputs_{};  // the samples taken, where they are rows of a table
 
   static Left weight(const float* parameters, const DenseLayer& layer) {
     return layer.transposed ? Left{parameters + layer.weight, 1, layer.out} : Left{parameters + layer.weight, layer.in, 1};
@@ -294,15 +292,21 @@ class Model {
       const float* const below = units_[size_t(at)].data();
       slope_of_activation(layer.activation, units_[size_t(at + 1)].data(), before_[size_t(at + 1)].data(),
                           layer.out * columns_);
-      float* const bias = layer.bias < 0 ? nullptr : grads + layer.bias;
+      // Weights and bias at once: the row of ones after the units below is what the bias multiplies.
+      const int64_t units = layer.in + (layer.bias < 0 ? 0 : 1);
+      int64_t to_bias, between;
       if (layer.transposed) {
-        turn_units(slope_.data(), layer.out);
-        add_product(below, layer.in, layer.out, grads + layer.weight, nullptr);
-        if (bias) add_product(below + layer.in * columns_, 1, layer.out, bias, nullptr);
+        const int64_t width = multiply(below, units, layer.out, turned(slope_.data(), layer.out));
+        add_product(layer.in, layer.out, width, grads + layer.weight);
+        to_bias = layer.in * width, between = 1;
       } else {
-        turn_units(below, layer.in);
-        add_product(slope_.data(), layer.out, layer.in, grads + layer.weight, bias);
+        const int64_t width = at == 0 && inputs_.at ? multiply(slope_.data(), layer.out, units, inputs_)
+                                                    : multiply(slope_.data(), layer.out, units, turned(below, layer.in));
+        add_product(layer.out, layer.in, width, grads + layer.weight);
+        to_bias = layer.in, between = width;
       }
+      for (int64_t o = 0; layer.bias >= 0 && o < layer.out; ++o)
+        grads[layer.bias + o] += product_[size_t(to_bias + o * between)];
       if (at == 0) break;
       const Left back = layer.transposed ? Left{parameters + layer.weight, layer.out, 1}
                                          : Left{parameters + layer.weight, 1, layer.in};
@@ -314,21 +318,23 @@ class Model {
       for (int64_t i = 0; i < length; ++i) row[i] += grads[stack_.coordinates[first + i]];
   }
 
-  void turn_units(const float* units, int64_t count) {
+  Right turned(const float* units, int64_t count) {
     const int64_t width = padded(count + 1);
-    turn(units, columns_, width, columns_, turned_.data(), width);
+    turn(Right{units, columns_}, width, columns_, turned_.data(), width);
+    return {turned_.data(), width};
   }
 
-  // to[r * columns + c] += sum over samples of left's unit r times turned unit c; ones[r] that of unit `columns`.
-  void add_product(const float* left, int64_t rows, int64_t columns, float* to, float* ones) {
-    const int64_t width = padded(columns + 1), used = round_up(columns + (ones ? 1 : 0), kTileLanes);
-    small_product<4>(Left{left, columns_, 1}, rows, batch_, Right{turned_.data(), width}, used, nullptr, product_.data(),
-                     width);
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* const from = product_.data() + r * width;
-      for (int64_t c = 0; c < columns; ++c) to[r * columns + c] += from[c];
-      if (ones) ones[r] += from[columns];
-    }
+  // product_ = sums over samples of units on the left times those on the right; returns the length of its rows.
+  template <class R>
+  int64_t multiply(const float* left, int64_t rows, int64_t columns, R right) {
+    const int64_t width = round_up(columns, kTileLanes);
+    small_product<4>(Left{left, columns_, 1}, rows, batch_, right, width, nullptr, product_.data(), width);
+    return width;
+  }
+
+  void add_product(int64_t rows, int64_t columns, int64_t width, float* to) const {
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c) to[r * columns + c] += product_[size_t(r * width + c)];
   }
 };
 
@@ -344,10 +350,10 @@ class Moments {
     const int64_t width = table_.width();
     if (stack_.weights) {
       for (int64_t b = 0; b < batch_; ++b)
-        for (int64_t i = 0; i < units_; ++i) scaled_[size_t(b * units_ + i)] = stack_.weights[samples[b]] * rows.element(i, b);
+        for (int64_t i = 0; i < units_; ++i) scaled_[size_t(b * units_ + i)] = stack_.weights[samples[b]] * rows.row(b)[i];
       small_product<4>(Left{scaled_.data(), 1, units_}, units_, batch_, rows, width, nullptr, means_.data(), width);
     } else {
-      small_product<4>(rows, units_, batch_, rows, width, nullptr, means_.data(), width);
+      small_product<4>(GatheredColumns{rows}, units_, batch_, rows, width, nullptr, means_.data(), width);
     }
     const float share = 1.0f / float(batch_);
     for (float& each : means_) each *= share;
