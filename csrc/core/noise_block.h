@@ -31,13 +31,17 @@ PF_INLINE Wide multiply_low(Wide a, uint32_t constant) {
 
 constexpr int kGroups = kBlockCounters / (kLanes / 2);
 
+// Half a block, where that is a pair of groups or more.
+constexpr int kHalfGroups = kGroups >= 4 ? kGroups / 2 : kGroups;
+
 // All counters of a block together: a round's products wait for one another, those of other groups fill the wait.
-PF_INLINE void philox4x32(Wide (&x)[kGroups], Wide (&y)[kGroups], Wide (&z)[kGroups], Wide (&w)[kGroups],
+template <int groups>
+PF_INLINE void philox4x32(Wide (&x)[groups], Wide (&y)[groups], Wide (&z)[groups], Wide (&w)[groups],
                           uint32_t key_lo, uint32_t key_hi) {
 #pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
 #pragma GCC unroll 4
-    for (int group = 0; group < kGroups; ++group) {
+    for (int group = 0; group < groups; ++group) {
       const Wide a = multiply_low(x[group], 0xD2511F53u);
       const Wide b = multiply_low(z[group], 0xCD9E8D57u);
       x[group] = (b >> 32) ^ y[group] ^ key_lo;
@@ -95,10 +99,11 @@ PF_INLINE void store(Floats a, Floats b, Floats c, Floats d, float* to) {
 
 namespace lanes {
 
-// The words of kBlockCounters counters from `place` on, dealt out to lanes.
-PF_INLINE void block_words(Words4 place, uint64_t seed, Wide (&x)[kGroups], Wide (&y)[kGroups], Wide (&z)[kGroups],
-                           Wide (&w)[kGroups]) {
-  for (int group = 0; group < kGroups; ++group) {
+// The words of the counters from `place` on, dealt out to lanes.
+template <int groups>
+PF_INLINE void block_words(Words4 place, uint64_t seed, Wide (&x)[groups], Wide (&y)[groups], Wide (&z)[groups],
+                           Wide (&w)[groups]) {
+  for (int group = 0; group < groups; ++group) {
     x[group] = dealt(place.x + uint64_t(group / 2 * kLanes + group % 2 * 2 * kQuarters));
     y[group] = Wide{} + place.y;
     z[group] = Wide{} + place.z;
@@ -109,13 +114,14 @@ PF_INLINE void block_words(Words4 place, uint64_t seed, Wide (&x)[kGroups], Wide
 
 }  // namespace lanes
 
-// noise[i] = the normal of parameter 4 first + i; first is a multiple of kBlockCounters.
-PF_INLINE void fill_noise_block(uint64_t seed, uint64_t chain, uint64_t step, uint64_t first, float noise[kBlock]) {
+// noise[i] = the normal of parameter 4 first + i; first is a multiple of kBlockCounters. Of fewer groups, fewer.
+template <int groups = lanes::kGroups>
+PF_INLINE void fill_noise_block(uint64_t seed, uint64_t chain, uint64_t step, uint64_t first, float* noise) {
   using namespace lanes;
-  Wide x[kGroups], y[kGroups], z[kGroups], w[kGroups];
+  Wide x[groups], y[groups], z[groups], w[groups];
   block_words(counter(Stream::noise, chain, step, first), seed, x, y, z, w);
 #pragma GCC unroll 2
-  for (int group = 0; group < kGroups; group += 2) {
+  for (int group = 0; group < groups; group += 2) {
     Floats a, b, c, d;
     normal_pair(narrow(x[group], x[group + 1]), narrow(y[group], y[group + 1]), a, b);
     normal_pair(narrow(z[group], z[group + 1]), narrow(w[group], w[group + 1]), c, d);

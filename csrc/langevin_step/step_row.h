@@ -88,8 +88,12 @@ inline PieceResult step_piece(const LangevinStep& op, const Piece& piece) {
   for (int64_t at = piece.begin; at < piece.end; at += kBlock) {
     ask_for(op.params + row + at);
     ask_for(static_cast<float*>(op.grads) + row + at);
-    fill_noise_block(uint64_t(*op.seed), uint64_t(op.chain_ids[piece.row]), uint64_t(*op.step), uint64_t(at) / 4, xi);
     const int count = int(std::min<int64_t>(kBlock, piece.end - at));
+    const uint64_t seed = uint64_t(*op.seed), noise = uint64_t(op.chain_ids[piece.row]), step = uint64_t(*op.step);
+    if (count > 2 * kLanes * lanes::kHalfGroups)
+      fill_noise_block(seed, noise, step, uint64_t(at) / 4, xi);
+    else
+      fill_noise_block<lanes::kHalfGroups>(seed, noise, step, uint64_t(at) / 4, xi);
     Block block{op.params + row + at, wide, op.center + center + at, xi, op.memory ? op.memory + row + at : nullptr, count};
     if (op.grads_are_bfloat16) {
       uint16_t* const halves = static_cast<uint16_t*>(op.grads) + row + at;
