@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 PEERS := build/peers
 
-.PHONY: demo test sanitize bench bench-ops bench-endtoend gpu clean check-tools
+.PHONY: demo test sanitize bench bench-ops bench-small bench-endtoend gpu clean check-tools
 
 demo: $(INSTALLED)
 	$(BIN)/patterning-fast demo
@@ -27,7 +27,7 @@ sanitize: $(SANITIZED)/.installed
 
 # Every op against its limit and its peers, one table; peak memory at 50 and at 500 draws; estimation end to end beside
 # devinterp and others, which takes over an hour. Nothing else should run.
-bench: bench-ops bench-endtoend
+bench: bench-ops bench-small bench-endtoend
 	$(BIN)/python -m bench.memory
 
 bench-endtoend: $(INSTALLED) $(PEERS)/.installed
@@ -35,6 +35,9 @@ bench-endtoend: $(INSTALLED) $(PEERS)/.installed
 	rm -rf build/endtoend/runs
 	$(BIN)/python -m bench.endtoend
 	$(BIN)/python -m bench.endtoend.phases
+
+bench-small: $(INSTALLED) $(PEERS)/.installed
+	$(BIN)/python -m bench.small
 
 bench-ops: $(INSTALLED)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps devinterp
@@ -51,7 +54,7 @@ gpu:
 $(PEERS)/.installed: constraints.txt | check-tools
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PEERS)/bin/python -m pip install --quiet \
-		devinterp posteriors safetensors datasets transformers
+		devinterp posteriors safetensors datasets transformers blackjax scikit-learn
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PEERS)/bin/python -m pip install --quiet --no-deps canonical-interp
 	touch $@
 
