@@ -71,10 +71,10 @@ class ChainBank:
 
     def distances(self) -> Tensor:
         """|w − w*| of each row, `[rows]`."""
+        found, each = [], self.plan.chains * len(self.plan.settings)
         centers = self.center_starts.tolist()
-        return torch.stack(
-            [
-                (self.params[start:stop] - self.centers[center:][: stop - start]).norm()
-                for start, stop, center in zip(self.starts, self.starts[1:], centers, strict=False)
-            ]
-        )
+        for first in range(0, self.plan.rows, each):
+            rows = self.params[self.starts[first] : self.starts[first + each]].view(each, -1)
+            center = self.centers[centers[first] :][: rows.shape[1]]
+            found.append((rows - center).norm(dim=1))
+        return torch.cat(found)
