@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import statistics
 import subprocess
+import time
 
+import torch
 from tqdm import tqdm
 
+from bench.endtoend.phases import product_rate
 from bench.results import record
 from bench.small.contestant import PEERS, Run, Taken, measure
 from bench.small.workload import ROOT
+from patterning_fast import ops
+from patterning_fast.ops import DenseLayer, DenseStack
 
 ROUNDS = 3
 ALIKE = 0.05
@@ -34,6 +39,41 @@ STEPS = 100
 """Of a call."""
 
 
+WIDTHS = (64, 128)
+SHARE_BAR = 0.4
+
+
+def shares_of_rate() -> list[dict[str, object]]:
+    """Of the rate at which these cores make products, the share reached on three square layers with relu between."""
+    threads = torch.get_num_threads()
+    rate, rows = product_rate(threads), []
+    for width in WIDTHS:
+        chains, batch, steps, samples = 64, 128, 20, 1000
+        size = width * width
+        layers = [DenseLayer(width, width, at * size, activation="relu" if at < 2 else "identity") for at in range(3)]
+        whole, none = torch.full((chains,), -1), torch.zeros(0, dtype=torch.int64)
+        x, y, base = torch.randn(samples, width), torch.randn(samples, width), torch.randn(3 * size) / width**0.5
+        stack = DenseStack(layers, base, whole, none, x, y)
+        starts, seconds = torch.arange(chains + 1) * 3 * size, []
+        for _ in range(2 * ROUNDS):
+            params = base.repeat(chains)
+            grads, started = torch.zeros_like(params), time.perf_counter()
+            ops.dense_steps(
+                stack, params, grads, base, row_starts=starts, center_starts=torch.zeros_like(starts[1:]), lr=1e-6,
+                n_beta=10.0, localization=100.0, seed=0, step=0, replicas=torch.arange(chains), batch_size=batch,
+                steps=steps,
+            )  # fmt: skip
+            seconds.append(time.perf_counter() - started)
+        # Forward, back to the first layer's outputs, and the gradient of each weight.
+        flops = 2.0 * chains * steps * batch * (3 * 3 - 1) * size
+        share = flops / statistics.median(seconds[1:]) / rate
+        rows.append({
+            "figure": f"three layers of width {width}: share of the rate of products", "value": share, "unit": "",
+            "bar": SHARE_BAR, "holds": share >= SHARE_BAR, "peers": {"products [GFLOP/s]": rate / 1e9},
+        })  # fmt: skip
+    return rows
+
+
 def main() -> None:
     subprocess.run([PEERS, "-m", "bench.small.workload"], cwd=ROOT, check=True)  # where scikit-learn is
     ours = {(workload, chains): Run("ours", workload, chains, STEPS) for workload, chains, *_ in FIGURES}
@@ -46,7 +86,7 @@ def main() -> None:
     def microseconds(run: Run) -> float:
         return statistics.median(each.microseconds(run) for each in taken[run])
 
-    rows: list[dict[str, object]] = []
+    rows = shares_of_rate()
     for workload, chains, peer, their_chains, bar in FIGURES:
         own, other = ours[workload, chains], peers[workload, chains, peer, their_chains]
         distances = [taken[run][0].squared_distance for run in (own, other)]
@@ -60,7 +100,7 @@ def main() -> None:
     for each in rows:
         judged = "" if each["bar"] is None else f"bar {each['bar']:g}, {'holds' if each['holds'] else 'MISSED'}"
         beside = ", ".join(f"{name} {value:.4g}" for name, value in each["peers"].items())  # type: ignore[attr-defined]
-        print(f"{each['figure']:<48} {each['value']:>8.4g} times   {judged:<18} {beside}", flush=True)
+        print(f"{each['figure']:<60} {each['value']:>8.4g} {each['unit']:<5}   {judged:<18} {beside}", flush=True)
     record("small", rows)
 
 
