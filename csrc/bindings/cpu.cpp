@@ -134,9 +134,9 @@ PYBIND11_MODULE(_C, m) {
   });
 
   m.def("dense_steps", [](const py::tuple& stack, const py::tuple& fields, uintptr_t replicas, int64_t batch,
-                          int64_t steps, int threads) {
+                          int64_t steps, int corrects_noise, int threads) {
     const pf::DenseSteps op{pf::read_dense_stack(stack), pf::read_langevin_step(fields),
-                            reinterpret_cast<const int64_t*>(replicas), batch, steps};
+                            reinterpret_cast<const int64_t*>(replicas), batch, steps, corrects_noise};
     py::gil_scoped_release unlocked;
     forms()->dense_steps(op, threads);
   });

@@ -42,12 +42,14 @@ struct DenseLosses {
 
 // `steps` steps of every chain but those of lr 0, each on the mean of rho times loss over `batch` samples drawn with
 // replacement: those that words of (seed, replica, step) choose. What op.step points to is the first step's number.
-// Without steps the gradients of the first minibatch are added to op.grads, and nothing moves.
+// Without steps the gradients of the first minibatch are added to op.grads, and nothing moves. With corrects_noise, for
+// sgld and at least 2 samples, a step is per_sample_langevin_step's in place of langevin_step's.
 struct DenseSteps {
   DenseStack stack;
   LangevinStep op;
   const int64_t* replicas;  // [chains]
   int64_t batch, steps;
+  int corrects_noise;
 };
 
 using DenseLossesForm = void (*)(const DenseLosses&, int threads);

@@ -11,6 +11,7 @@
 #include "core/parallel.h"
 #include "dense_stack/dense_product.h"
 #include "langevin_step/step_row.h"
+#include "per_sample_langevin_step/per_sample_rule.h"
 
 namespace pf::PF_ISA {
 
@@ -59,7 +60,7 @@ class Table {
 // multiplies. Turned, each sample has a row of units.
 class Model {
  public:
-  Model(const DenseStack& stack, int64_t batch)
+  Model(const DenseStack& stack, int64_t batch, bool keeps_slopes = false)
       : stack_(stack), batch_(batch), columns_(padded(batch)), full_(size_t(stack.params)), grads_(size_t(stack.params)) {
     int64_t widest = 0, most = 0;
     for (int64_t at = 0; at < stack.depth; ++at) {
@@ -78,6 +79,11 @@ class Model {
     product_.resize(size_t(most + padded(widest + 1)));
     targets_.resize(size_t(outputs(stack) * columns_));
     rho_.resize(size_t(columns_));
+    if (keeps_slopes) {
+      for (int64_t at = 0; at < stack.depth; ++at) slopes_.emplace_back(slope_.size());
+      for (std::vector<float>* each : {&left_, &right_}) each->resize(slope_.size());
+      for (std::vector<float>* each : {&squares_, &row_squares_}) each->resize(size_t(stack.params));
+    }
     samples_.resize(size_t(std::max(columns_, round_up(batch, kBlock))));
   }
 
@@ -150,6 +156,29 @@ class Model {
     add_gradient_by_slope(parameters, chain, row, length);
   }
 
+  // After add_gradient: the sums over samples of the squares of each one's own gradient of rho times loss, at a row's
+  // coordinates. A weight that several layers share has the products of their gradients too.
+  const float* squares(int64_t chain, int64_t length) {
+    std::fill(squares_.begin(), squares_.end(), 0.0f);
+    for (int64_t at = 0; at < stack_.depth; ++at)
+      for (int64_t other = at; other < stack_.depth; ++other) {
+        const DenseLayer &layer = stack_.layers[at], &second = stack_.layers[other];
+        const float times = (at == other ? 1.0f : 2.0f) * float(batch_ * batch_);
+        if (layer.weight == second.weight) add_squares(at, other, times);
+        if (layer.bias >= 0 && layer.bias == second.bias)
+          for (int64_t o = 0; o < layer.out; ++o) {
+            float sum = 0.0f;
+            for (int64_t b = 0; b < batch_; ++b)
+              sum = fma(slopes_[size_t(at)][size_t(o * columns_ + b)], slopes_[size_t(other)][size_t(o * columns_ + b)], sum);
+            squares_[size_t(layer.bias + o)] += times * sum;
+          }
+      }
+    const int64_t first = stack_.coordinate_starts[chain];
+    if (first < 0) return squares_.data();
+    for (int64_t i = 0; i < length; ++i) row_squares_[size_t(i)] = squares_[size_t(stack_.coordinates[first + i])];
+    return row_squares_.data();
+  }
+
   // The same of the first moments.count() of samples() for a stack that is linear, A x + a. With u = (x, 1), C = (A, a)
   // and the sums over samples M = rho u u^T and N = rho y u^T the gradient by C is C M - N. So C takes the place of the
   // outputs: this model's samples are the columns of the identity, the bias added to the last, of slope C M - N.
@@ -186,6 +215,8 @@ class Model {
   const DenseStack& stack_;
   int64_t batch_, columns_;
   std::vector<std::vector<float>> units_, before_;  // of every layer: its inputs; what its activation was given
+  std::vector<std::vector<float>> slopes_;          // and those of what it puts out before the activation, where kept
+  std::vector<float> left_, right_, squares_, row_squares_;
   std::vector<float> full_, grads_, slope_, slope_below_, turned_, product_, targets_, rho_;
   std::vector<int64_t> samples_;
   Gathered inputs_{};  // the samples taken, where they are rows of a table
@@ -292,6 +323,7 @@ class Model {
       const float* const below = units_[size_t(at)].data();
       slope_of_activation(layer.activation, units_[size_t(at + 1)].data(), before_[size_t(at + 1)].data(),
                           layer.out * columns_);
+      if (!slopes_.empty()) std::copy_n(slope_.begin(), layer.out * columns_, slopes_[size_t(at)].begin());
       // Weights and bias at once: the row of ones after the units below is what the bias multiplies.
       const int64_t units = layer.in + (layer.bias < 0 ? 0 : 1);
       int64_t to_bias, between;
@@ -316,6 +348,23 @@ class Model {
     }
     if (first >= 0)
       for (int64_t i = 0; i < length; ++i) row[i] += grads[stack_.coordinates[first + i]];
+  }
+
+  // Each sample's gradient by a weight [rows, columns] is the product of what one layer gives along rows (the slopes, or
+  // the units below if the weight is transposed) and what it gives along columns (the other of the two).
+  void add_squares(int64_t at, int64_t other, float times) {
+    const DenseLayer &layer = stack_.layers[at], &second = stack_.layers[other];
+    const auto of = [&](int64_t layer_at, bool units) { return units ? units_[size_t(layer_at)].data() : slopes_[size_t(layer_at)].data(); };
+    const int64_t rows = layer.transposed ? layer.in : layer.out, columns = layer.transposed ? layer.out : layer.in;
+    const auto products = [&](const float* a, const float* b, int64_t count, std::vector<float>& to) {
+      for (int64_t i = 0; i < count * columns_; ++i) to[size_t(i)] = a[i] * b[i];
+    };
+    products(of(at, layer.transposed), of(other, second.transposed), rows, left_);
+    products(of(at, !layer.transposed), of(other, !second.transposed), columns, right_);
+    const int64_t width = multiply(left_.data(), rows, columns, turned(right_.data(), columns));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < columns; ++c)
+        squares_[size_t(layer.weight + r * columns + c)] += times * product_[size_t(r * width + c)];
   }
 
   Right turned(const float* units, int64_t count) {
@@ -375,6 +424,26 @@ void choose(int64_t* samples, int64_t batch, int64_t of, uint64_t seed, uint64_t
   }
 }
 
+// A step of one chain from its mean gradients, which it leaves at 0, and the sums of their squares over `batch` samples.
+void corrected_step(const LangevinStep& op, int64_t chain, int64_t batch, const float* squares) {
+  PerSampleLangevinStep sampled{};
+  sampled.lr = op.lr, sampled.n_beta = op.n_beta, sampled.localization = op.localization;
+  sampled.noise_scale = op.noise_scale, sampled.batch = batch;
+  const PerSampleChain constants = per_sample_chain(sampled, chain);
+  const int64_t start = op.row_starts[chain], length = op.row_starts[chain + 1] - start;
+  float* const w = op.params + start;
+  float* const g = static_cast<float*>(op.grads) + start;
+  const float* const center = op.center + op.center_starts[chain];
+  float xi[kBlock];
+  for (int64_t at = 0; at < length; at += kBlock) {
+    fill_noise_block(uint64_t(*op.seed), uint64_t(op.chain_ids[chain]), uint64_t(*op.step), uint64_t(at) / 4, xi);
+    for (int64_t i = at; i < std::min(length, at + kBlock); ++i) {
+      w[i] = per_sample_rule(constants, w[i], pf::moments(0.0f, float(batch) * g[i], squares[i], float(batch)), center[i], xi[i - at]);
+      g[i] = 0.0f;
+    }
+  }
+}
+
 // body(own, chain) for every chain; each thread makes its `own`.
 template <class Own, class Make, class Body>
 void for_each_chain(int64_t chains, int threads, const Make& make, const Body& body) {
@@ -416,9 +485,9 @@ void dense_losses(const DenseLosses& op, int threads) {
 void dense_steps(const DenseSteps& op, int threads) {
   const Table table(op.stack, threads);
   const int64_t units = op.stack.layers[0].in + 1;
-  const bool by_moments = is_linear(op.stack) && units < op.batch;
+  const bool by_moments = is_linear(op.stack) && units < op.batch && !op.corrects_noise;
   const auto make = [&] {
-    auto own = std::make_unique<Stepper>(Stepper{Model(op.stack, by_moments ? units : op.batch), nullptr, {}});
+    auto own = std::make_unique<Stepper>(Stepper{Model(op.stack, by_moments ? units : op.batch, op.corrects_noise), nullptr, {}});
     if (by_moments) {
       own->model.take_identity();
       own->moments = std::make_unique<Moments>(op.stack, table, op.batch);
@@ -445,7 +514,10 @@ void dense_steps(const DenseSteps& op, int threads) {
         own.model.forward(parameters);
         own.model.add_gradient(parameters, chain, grads, length);
       }
-      if (op.steps) step_row(now, chain);
+      if (op.steps && op.corrects_noise)
+        corrected_step(now, chain, op.batch, own.model.squares(chain, length));
+      else if (op.steps)
+        step_row(now, chain);
     } while (++step < last);
   });
 }

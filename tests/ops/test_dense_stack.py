@@ -161,6 +161,24 @@ def test_steps(name: str, rule: str, batch_size: int) -> None:
     assert not ran[1]["grads"].any()
 
 
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("form", CPP)
+def test_corrected_steps(form: str, name: str, labels: bool) -> None:
+    """Large steps, so that the minibatch's own noise is a good part of a step's, and more than all of some."""
+    made, rows, row_starts = stack(name, labels, True, True)
+    ran = []
+    for backend in ("reference", form):
+        own = arguments(rows, row_starts, n_beta=60.0, gradient_noise_correction=True)
+        with use_backend("reference") if backend == "reference" else use_form("dense_steps", backend):
+            dense_steps(made, **own)
+        ran.append(own["params"])
+    torch.testing.assert_close(ran[1], ran[0], rtol=1e-4, atol=1e-4)
+    plain = arguments(rows, row_starts, n_beta=60.0)
+    dense_steps(made, **plain)
+    assert float((plain["params"] - ran[0]).abs().max()) > 1e-3
+
+
 def test_many_steps_are_as_many_calls() -> None:
     made, rows, row_starts = stack("tied", False, True, True)
     together, apart = arguments(rows, row_starts, steps=6), arguments(rows, row_starts, steps=1)
@@ -209,6 +227,8 @@ def test_what_does_not_fit_is_refused() -> None:
         replace(made, targets=None)
     with pytest.raises(ValueError, match="rows must hold"):
         dense_losses(made, rows[:-1], torch.cat((row_starts[:-1], row_starts[-1:] - 1)), torch.empty(5, SAMPLES))
+    with pytest.raises(ValueError, match="batches of 2"):
+        dense_steps(made, **arguments(rows, row_starts, batch_size=1, gradient_noise_correction=True))
     with pytest.raises(ValueError, match="batch_size"):
         dense_steps(made, **arguments(rows, row_starts, batch_size=0))
     with pytest.raises(TypeError, match="float32"):

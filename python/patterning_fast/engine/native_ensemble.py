@@ -35,12 +35,17 @@ class NativeEnsemble(Ensemble):
         return ["native kernel"] * len(self.plan.components)
 
     def advance(self, pool: Workers[Runners], steps: int) -> None:
-        if not self.options.shared_minibatches and self.plan.units > 1 and int(self.state.step) == 0:
+        apart = not self.options.shared_minibatches and self.plan.units > 1
+        if apart and not self.corrects_noise and int(self.state.step) == 0:
             self.steps(0)
             self.traces.gradient_noise = gradient_noise(self.bank)
             self.bank.grads.zero_()
         self.steps(steps)
         self.state.step += steps
+
+    @property
+    def corrects_noise(self) -> bool:
+        return isinstance(self.sampler, SGLD) and self.sampler.gradient_noise_correction
 
     def steps(self, steps: int) -> None:
         """Steps by the kernel; 0 for the gradients of the first alone."""
@@ -64,6 +69,7 @@ class NativeEnsemble(Ensemble):
             replicas=0 * replicas if self.options.shared_minibatches else replicas,
             batch_size=self.options.batch_size,
             steps=steps,
+            gradient_noise_correction=self.corrects_noise,
         )
 
     def evaluate(
@@ -95,8 +101,6 @@ def native_ensemble(
     """An ensemble with all chains at w*; raises NotDense where a kernel cannot run it."""
     if options.precision != "float32":
         raise NotDense(f"the precision is {options.precision}")
-    if isinstance(sampler, SGLD) and sampler.gradient_noise_correction:
-        raise NotDense("minibatch noise is corrected")
     chains = plan.chains * len(plan.settings)
     stack = dense_stack(posterior, plan.components, chains, posterior.data, posterior.weights)
     of_sets = [dense_stack(posterior, plan.components, chains, each.data, None) for each in sets]

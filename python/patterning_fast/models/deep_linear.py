@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -53,9 +54,10 @@ def deep_linear_network(widths: Sequence[int], rank: int, seed: int = 0) -> nn.S
     """
     learning_coefficient(widths, rank)
     generator = torch.Generator().manual_seed(seed)
-    bases = [torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0] for width in widths]
+    normals = [torch.randn(width, width, generator=generator, dtype=torch.float64) for width in widths]
+    bases = [torch.linalg.qr(each)[0] for each in normals]
     layers = []
-    for below, above in zip(bases, bases[1:], strict=False):
+    for below, above in pairwise(bases):
         layer = nn.Linear(len(below), len(above), bias=False)
         values = 0.5 + 0.5 * torch.rand(rank, generator=generator, dtype=torch.float64)
         with torch.no_grad():

@@ -138,10 +138,12 @@ def losses_cpp(rows: Tensor, row_starts: Tensor, *rest: Tensor) -> None:
 
 
 def steps_cpp(*arguments: Tensor) -> None:
-    replicas, batch, steps = arguments[-3:]
+    replicas, batch, steps, corrects_noise = arguments[-4:]
     step = step_fields(*arguments[:16], None, None, None)  # type: ignore[arg-type, call-arg]
     stack = stack_fields(*arguments[16:24])
-    _C.dense_steps(stack, step, replicas.data_ptr(), int(batch), int(steps), torch.get_num_threads())
+    _C.dense_steps(
+        stack, step, replicas.data_ptr(), int(batch), int(steps), int(corrects_noise), torch.get_num_threads()
+    )
 
 
 STACK = (
@@ -157,7 +159,7 @@ library.register(
     "dense_steps(Tensor(a!) params, Tensor(b!) grads, Tensor center, Tensor row_starts, Tensor center_starts, "
     "Tensor lr, Tensor n_beta, Tensor localization, Tensor noise_scale, Tensor chain_ids, Tensor seed, Tensor step, "
     "str rule, float[] constants, Tensor(c!)? memory, Tensor(d!)? thermostat, "
-    f"{STACK}, Tensor replicas, int batch, int steps) -> ()",
+    f"{STACK}, Tensor replicas, int batch, int steps, bool corrects_noise) -> ()",
     reference=reference.dense_steps,
     cpp=steps_cpp,
 )
@@ -201,6 +203,7 @@ def dense_steps(
     noise_scale: float | Tensor = 1.0,
     chain_ids: Tensor | None = None,
     rule: RMSProp | SGHMC | SGNHT | None = None,
+    gradient_noise_correction: bool = False,
 ) -> None:
     """`steps` steps of every chain in place, each on a minibatch of its own; chains of lr 0 stay as they are.
 
@@ -211,6 +214,7 @@ def dense_steps(
     Args:
         params, grads, center, row_starts, center_starts, lr, n_beta, localization, noise_scale, chain_ids, seed, rule:
             as for `langevin_step`, params flat; grads must be 0, and are again.
+        gradient_noise_correction: steps are `per_sample_langevin_step`'s, of SGLD without a rule; 2 samples or more.
         step: number of the first step. replicas: int64 `[chains]`; chains of one replica see the same minibatches.
 
     Raises:
@@ -220,6 +224,8 @@ def dense_steps(
     stack.check_rows(op, row_starts)
     if batch_size < 1 or steps < 0:
         raise ValueError(f"{op}: batch_size must be at least 1 and steps at least 0, got {batch_size} and {steps}")
+    if gradient_noise_correction and (rule is not None or batch_size < 2):
+        raise ValueError(f"{op}: gradient_noise_correction goes with SGLD, without a rule, and batches of 2 or more")
     numbers = chain_numbers(
         op, chains, device, lr=lr, n_beta=n_beta, localization=localization, noise_scale=noise_scale
     )  # fmt: skip
@@ -239,5 +245,5 @@ def dense_steps(
     torch.ops.patterning_fast.dense_steps(
         params, grads, center, row_starts, center_starts, *numbers.values(), *place.values(), name, constants,
         state.get("second_moment", state.get("momentum")), state.get("thermostat"), *stack.tensors(), replicas,
-        batch_size, steps,
+        batch_size, steps, gradient_noise_correction,
     )  # fmt: skip

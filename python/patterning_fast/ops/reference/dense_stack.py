@@ -10,6 +10,7 @@ from torch import Tensor
 
 from patterning_fast.ops.reference.langevin_step import langevin_step
 from patterning_fast.ops.reference.minibatch import minibatch
+from patterning_fast.ops.reference.per_sample_langevin_step import per_sample_langevin_step
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z,
@@ -92,6 +93,7 @@ def dense_steps(
     replicas: Tensor,
     batch: int,
     steps: int,
+    corrects_noise: bool,
 ) -> None:
     """The contract is that of `patterning_fast.ops.dense_steps`."""
     starts, frozen = row_starts.tolist(), lr == 0
@@ -103,14 +105,27 @@ def dense_steps(
             start, stop = starts[chain], starts[chain + 1]
             own = coordinates_of(coordinate_starts, coordinates, chain, stop - start)
             row = params[start:stop].double().requires_grad_()
+            one = slice(chain, chain + 1)
             with torch.enable_grad():
                 losses = losses_of(
                     parameters(row, base, own), layers, inputs[samples],
                     None if targets is None else targets[samples], None if labels is None else labels[samples],
                 )  # fmt: skip
                 mean = (losses if weights is None else losses * weights[samples]).mean()
+            if steps and corrects_noise:
+                with torch.enable_grad():
+                    weighted = losses if weights is None else losses * weights[samples]
+                    each = torch.stack([torch.autograd.grad(loss, row, retain_graph=True)[0] for loss in weighted])
+                moved = params[start:stop].double()[None]
+                per_sample_langevin_step(
+                    moved, each[None], None, center[center_starts[chain] :][: stop - start].double()[None], lr[one],
+                    n_beta[one], localization[one], noise_scale[one], chain_ids[one], seed, step + at, 0.0,
+                    torch.empty(1, dtype=torch.float64),
+                )  # fmt: skip
+                params[start:stop] = moved[0]
+                continue
             grads[start:stop] += torch.autograd.grad(mean, row)[0]
-        if steps:
+        if steps and not corrects_noise:
             kept = [None if each is None else each.clone() for each in (params, grads, memory, thermostat)]
             langevin_step(
                 params, grads, center, row_starts, center_starts, lr, n_beta, localization, noise_scale, chain_ids,
