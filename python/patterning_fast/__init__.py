@@ -18,6 +18,7 @@ from patterning_fast.samplers.rmsprop_sgld import RMSPropSGLD
 from patterning_fast.samplers.sghmc import SGHMC
 from patterning_fast.samplers.sgld import SGLD
 from patterning_fast.samplers.sgnht import SGNHT
+from patterning_fast.training.replicas import train_replicas
 from patterning_fast.training.train import train, weighted_loss
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "ops",
     "sample",
     "train",
+    "train_replicas",
     "use_backend",
     "verify",
     "weighted_loss",

@@ -102,8 +102,9 @@ def native_ensemble(
     if options.precision != "float32":
         raise NotDense(f"the precision is {options.precision}")
     chains = plan.chains * len(plan.settings)
-    stack = dense_stack(posterior, plan.components, chains, posterior.data, posterior.weights)
-    of_sets = [dense_stack(posterior, plan.components, chains, each.data, None) for each in sets]
+    model = posterior.model, posterior.loss, plan.components, chains
+    stack = dense_stack(*model, posterior.data, posterior.weights)
+    of_sets = [dense_stack(*model, each.data, None) for each in sets]
     bank, state = at_center(posterior, sampler, plan, options)
     return NativeEnsemble(
         posterior=posterior,

@@ -1,4 +1,4 @@
-"""Which models are stacks of dense layers, and which posteriors a kernel can sample by itself."""
+"""Which models are stacks of dense layers, on data and losses that kernels know."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from patterning_fast.ops.dense_stack import DenseLayer, DenseStack
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component
-from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch
+from patterning_fast.posterior.losses import Batch, Loss
 
 WIDEST = 256
 """Wider layers are better left to a matrix library."""
@@ -25,7 +24,7 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
 
 
 class NotDense(ValueError):
-    """A posterior that is none of a stack of dense layers; says what does not fit."""
+    """A model, loss or data that kernels of dense layers cannot take; says what does not fit."""
 
 
 def dense_layers(model: nn.Module) -> list[DenseLayer]:
@@ -75,22 +74,22 @@ def of_sequential(model: nn.Module) -> list[tuple[str, str | None, bool, str]]:
 
 
 def dense_stack(
-    posterior: LocalPosterior, components: list[Component], chains: int, data: Batch, weights: Tensor | None
+    model: nn.Module, loss: Loss, components: list[Component], chains: int, data: Batch, weights: Tensor | None
 ) -> DenseStack:
-    """The posterior's model on samples, with `chains` chains of each component; raises NotDense where it is none."""
-    layers = dense_layers(posterior.model)
-    if posterior.loss not in (losses.squared_error, losses.cross_entropy):
-        raise NotDense(f"the loss is {getattr(posterior.loss, '__name__', posterior.loss)}")
+    """A model on samples, with `chains` chains of each component; raises NotDense where it is none."""
+    layers = dense_layers(model)
+    if loss not in (losses.squared_error, losses.cross_entropy):
+        raise NotDense(f"the loss is {getattr(loss, '__name__', loss)}")
     x, y = data if isinstance(data, tuple) and len(data) == 2 else (None, None)
     if x is None or y is None or x.dtype != torch.float32 or x.dim() != 2:
         raise NotDense("the data are no pair (x, y) of float32 x [samples, inputs]")
     if x.device.type != "cpu":
         raise NotDense(f"the data are on {x.device}")
-    labelled = posterior.loss is losses.cross_entropy
+    labelled = loss is losses.cross_entropy
     shape = (len(x),) if labelled else (len(x), layers[-1].outputs)
     if tuple(y.shape) != shape or y.dtype != (torch.int64 if labelled else torch.float32):
         raise NotDense(f"the targets are {y.dtype} of shape {list(y.shape)}")
-    parameters = dict(posterior.model.named_parameters())
+    parameters = dict(model.named_parameters())
     base = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
     places = dict(
         zip(parameters, torch.arange(base.numel()).split([each.numel() for each in parameters.values()]), strict=True)

@@ -1,0 +1,115 @@
+"""`train_replicas`: thousands of small models trained side by side, seeds × weightings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from patterning_fast import ops
+from patterning_fast.posterior.components import full
+from patterning_fast.posterior.data import check_data, sample_count
+from patterning_fast.posterior.dense import dense_stack
+from patterning_fast.posterior.losses import Batch, Loss
+
+
+def train_replicas(
+    model: nn.Module,
+    initial: Tensor,
+    data: Batch,
+    loss: Loss,
+    *,
+    steps: int,
+    batch_size: int,
+    optimizer: Callable[[list[Tensor]], Optimizer],
+    weights: Tensor | None = None,
+    snapshots: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Train copies of a stack of dense layers from `initial` under each weighting of the data, all at once.
+
+    Replica r sees the same minibatches under every weighting, a function of (seed, r, step): what differs between
+    weightings is the weighting. Samples are drawn with replacement; a gradient is that of the mean of ρ·l.
+
+    Args:
+        model: an `nn.Sequential` of `nn.Linear` and activations, or a model with `dense_layers()`
+            (`posterior/dense.py`). It is not changed.
+        initial: float32 `[replicas, params]`, each row as `torch.nn.utils.parameters_to_vector` gives it.
+        data: `(x, y)`. loss: `pf.losses.squared_error` or `pf.losses.cross_entropy`.
+        optimizer: makes an optimizer of one tensor that holds all replicas, e.g.
+            `lambda params: torch.optim.Adam(params, lr=1e-3)`; any that treats every number by itself.
+        weights: ρ `[weightings, samples]`; None for one weighting of all 1.
+        snapshots: how many times, evenly over the steps, parameters and losses are kept; the last is the end.
+
+    Returns `parameters` (snapshot, weighting, replica, parameter) and `loss` (snapshot, weighting, replica), the mean
+    over the data, unweighted, with the `step` of each snapshot.
+
+    Raises:
+        ValueError: a model that is no stack of dense layers (`NotDense`, which says why); shapes that do not fit;
+            parameters that are not finite at a snapshot, with the replicas' number.
+    """
+    check_data("data", data, model)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if initial.dim() != 2 or initial.shape[1] != size or initial.dtype != torch.float32 or not len(initial):
+        raise ValueError(
+            f"initial must be float32 [replicas, {size}], got {initial.dtype} of shape {list(initial.shape)}"
+        )
+    if weights is not None and (weights.dim() != 2 or weights.shape[1] != sample_count(data)):
+        raise ValueError(f"weights must be [weightings, {sample_count(data)}], got {list(weights.shape)}")
+    if weights is not None and not bool(weights.isfinite().all()):
+        raise ValueError("weights hold values that are not finite")
+    if steps < 1 or batch_size < 1 or not 1 <= snapshots <= steps:
+        raise ValueError(
+            "steps and batch_size must be at least 1 and snapshots between 1 and steps, "
+            f"got {steps}, {batch_size} and {snapshots}"
+        )
+    replicas, rhos = len(initial), [None] if weights is None else list(weights.to(torch.float32))
+    stacks = [dense_stack(model, loss, [full(model)], replicas, data, rho) for rho in rhos]
+    parameters = initial.detach().repeat(len(rhos), 1, 1).requires_grad_()
+    gradients = torch.zeros_like(parameters)
+    update = optimizer([parameters])
+    row_starts, numbers = torch.arange(replicas + 1) * size, torch.arange(replicas)
+    kept_at = [math.ceil(steps * (index + 1) / snapshots) for index in range(snapshots)]
+    kept, losses = [], []
+    with tqdm(total=steps, unit="step", desc=f"training {len(rhos) * replicas} replicas", disable=not progress) as bar:
+        for step in range(steps):
+            parameters.grad = gradients.zero_()
+            for stack, own, gradient in zip(stacks, parameters.detach(), gradients, strict=True):
+                ops.dense_steps(
+                    stack, own.flatten(), gradient.view(-1), own.flatten(), row_starts=row_starts,
+                    center_starts=row_starts[:-1], lr=1.0, n_beta=1.0, localization=0.0, seed=seed, step=step,
+                    replicas=numbers, batch_size=batch_size, steps=0,
+                )  # fmt: skip
+            update.step()
+            if step + 1 in kept_at:
+                kept.append(parameters.detach().clone())
+                losses.append(torch.stack([
+                    mean_losses(stack, own, row_starts) for stack, own in zip(stacks, kept[-1], strict=True)
+                ]))  # fmt: skip
+                broken = int((~kept[-1].isfinite().all(2)).sum())
+                if broken:
+                    raise ValueError(f"{broken} replicas are not finite by step {step + 1}: lower the learning rate")
+            bar.update()
+    dimensions = ("snapshot", "weighting", "replica")
+    return xr.Dataset(
+        {
+            "parameters": ((*dimensions, "parameter"), torch.stack(kept).numpy()),
+            "loss": (dimensions, torch.stack(losses).numpy(), {"units": "nats", "long_name": "mean loss, unweighted"}),
+        },
+        coords={"step": ("snapshot", np.array(kept_at))},
+        attrs={"steps": steps, "batch_size": batch_size, "seed": seed, "optimizer": type(update).__name__},
+    )
+
+
+def mean_losses(stack: ops.DenseStack, parameters: Tensor, row_starts: Tensor) -> Tensor:
+    """Mean loss over the data of each replica, `[replicas]`."""
+    losses = torch.empty(len(parameters), len(stack.inputs))
+    ops.dense_losses(stack, parameters.flatten(), row_starts, losses)
+    return losses.mean(1)
