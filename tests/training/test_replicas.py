@@ -86,7 +86,7 @@ def test_what_cannot_work_is_said_at_once() -> None:
     with pytest.raises(ValueError, match="snapshots between"):
         run(snapshots=STEPS + 1)
     with pytest.raises(ValueError, match="replicas are not finite"):
-        run(optimizer=lambda params: SGD(params, lr=1e39), steps=5)
+        run(optimizer=lambda params: SGD(params, lr=1e30, weight_decay=1e30), steps=5)
     with pytest.raises(ValueError, match="initial must be"):
         pf.train_replicas(network(), initial(2)[:, 1:], classes(), pf.losses.cross_entropy, steps=1, batch_size=1,
                           optimizer=OPTIMIZERS["sgd"])  # fmt: skip
