@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import patterning_fast as pf
+from patterning_fast.models.superposition import TiedAutoencoder, sparse_features
 from patterning_fast.samplers.langevin import Sampler
 
 SAMPLING: dict[str, Any] = {"chains": 6, "draws": 5, "steps_between_draws": 3, "batch_size": 7, "progress": False}
@@ -25,24 +26,10 @@ SAMPLERS: list[Sampler] = [
 ]
 
 
-class TiedAutoencoder(nn.Module):
-    """relu(Wᵀ W x + b)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(torch.randn(2, 6)), nn.Parameter(torch.randn(6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(x @ self.weight.T @ self.weight + self.bias)
-
-    def dense_layers(self) -> list[tuple[str, str | None, bool, str]]:
-        return [("weight", None, False, "identity"), ("weight", "bias", True, "relu")]
-
-
 def module(name: str) -> nn.Module:
     torch.manual_seed(3)
     if name == "tied":
-        return TiedAutoencoder()
+        return TiedAutoencoder(6)
     if name == "deep linear":
         return nn.Sequential(*[nn.Linear(*widths, bias=False) for widths in ((6, 5), (5, 4), (4, 6))])
     activation = {"relu": nn.ReLU(), "tanh": nn.Tanh(), "gelu": nn.GELU()}[name]
@@ -160,3 +147,22 @@ def test_what_does_not_fit_runs_in_torch_and_says_why(model: nn.Module, why: str
         pf.sample(posterior(model), SAMPLERS[0], engine="native", **options)
     with pytest.raises(ValueError, match="engine must be one of"):
         pf.sample(posterior(model), SAMPLERS[0], engine="fast", **options)  # type: ignore[arg-type]
+
+
+def test_superposition() -> None:
+    """The built-in model, from its data to its learning coefficient; what it is made of says what it refuses."""
+    torch.manual_seed(0)
+    model, x = TiedAutoencoder(5), sparse_features(500, 5, 0.2)
+    assert 0.17 < float((x > 0).float().mean()) < 0.23  # 2,500 features at ⅕: 0.2 ± 0.008
+    pf.train(model, (x, x), pf.losses.squared_error, steps=50, batch_size=50, lr=1e-2, progress=False)
+    run = pf.sample(posterior_of(model, x), SAMPLERS[0], chains=4, draws=5, progress=False)
+    assert run.attrs["engine"] == "native"
+    assert np.isfinite(run.llc()["llc"]).all()
+    with pytest.raises(ValueError, match="at least 1"):
+        TiedAutoencoder(0)
+    with pytest.raises(ValueError, match="probability"):
+        sparse_features(10, 5, 0.0)
+
+
+def posterior_of(model: TiedAutoencoder, x: torch.Tensor) -> pf.LocalPosterior:
+    return pf.LocalPosterior(model, pf.losses.squared_error, (x, x), n_beta=20.0, localization=10.0)
