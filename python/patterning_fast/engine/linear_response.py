@@ -142,7 +142,7 @@ def linear_response(
     return chi.assign_attrs(
         asdict(setting)
         | {name: int(value) if isinstance(value, bool) else value for name, value in asdict(options).items()}
-        | {"estimator": "linear response", "sampler": repr(sampler), "items": posterior.item_count}
+        | {"estimator": "linear response", "engine": "torch", "sampler": repr(sampler), "items": posterior.item_count}
         | {"loss_samples": sample_count(posterior.data) if indices is None else len(indices)}
         | {"weighted": int(posterior.weights is not None), "device": str(device), "torch": torch.__version__}
         | {"patterning_fast": version("patterning_fast")}
