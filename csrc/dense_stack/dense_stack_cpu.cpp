@@ -179,8 +179,8 @@ class Model {
     return row_squares_.data();
   }
 
-  // The same of the first moments.count() of samples() for a stack that is linear, A x + a. With u = (x, 1), C = (A, a)
-  // and the sums over samples M = rho u u^T and N = rho y u^T the gradient by C is C M - N. So C takes the place of the
+  // The same of a minibatch that `moments` are of, for a stack that is linear, A x + a. With u = (x, 1), C = (A, a) and
+  // the means over samples M = rho u u^T and N = rho y u^T the gradient by C is C M - N. So C takes the place of the
   // outputs: this model's samples are the columns of the identity, the bias added to the last, of slope C M - N.
   void add_linear_gradient(const float* parameters, const float* moments, int64_t width, int64_t chain, float* row,
                            int64_t length) {

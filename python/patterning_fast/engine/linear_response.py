@@ -123,9 +123,8 @@ def linear_response(
     ):
         parts = []
         for first in range(0, chains, at_once):
-            wave = replace(
-                plan, chains=min(at_once, chains - first), groups=min(at_once, chains - first), first_unit=first
-            )
+            number = min(at_once, chains - first)
+            wave = replace(plan, chains=number, groups=number, first_unit=first)
             moving = torch_ensemble(posterior, sampler, wave, sets, options, pool)
             moving.measure_tile(pool)
             parts.append(responses(moving, indices, pool, bar))
