@@ -26,6 +26,13 @@ SAMPLERS: list[Sampler] = [
 ]
 
 
+class Doubled(nn.Sequential):
+    """A stack by its modules, another function by its forward pass."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
 def module(name: str) -> nn.Module:
     torch.manual_seed(3)
     if name == "tied":
@@ -137,6 +144,7 @@ def test_a_run_resumes_to_the_bit(tmp_path: Any) -> None:
         (nn.Sequential(nn.ReLU(), nn.Linear(6, 6)), "layer 0, ReLU.*does not follow"),
         (nn.Sequential(nn.Linear(6, 300), nn.Linear(300, 6)), "0.weight is 300 wide"),
         (nn.Linear(6, 6), "Linear is no nn.Sequential"),
+        (Doubled(nn.Linear(6, 6)), "Doubled is no nn.Sequential"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )

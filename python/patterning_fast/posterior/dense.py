@@ -51,7 +51,7 @@ def dense_layers(model: nn.Module) -> list[DenseLayer]:
 
 def of_sequential(model: nn.Module) -> list[tuple[str, str | None, bool, str]]:
     """What `dense_layers()` of an `nn.Sequential` would say."""
-    if not isinstance(model, nn.Sequential):
+    if not isinstance(model, nn.Sequential) or type(model).forward is not nn.Sequential.forward:
         raise NotDense(f"{type(model).__name__} is no nn.Sequential, and has no method dense_layers()")
     described: list[tuple[str, str | None, bool, str]] = []
     for name, module in zip(model._modules, model, strict=True):  # one for each place, where modules come twice too
