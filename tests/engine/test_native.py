@@ -30,7 +30,8 @@ class Doubled(nn.Sequential):
     """A stack by its modules, another function by its forward pass."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * super().forward(x)
+        doubled: torch.Tensor = 2 * super().forward(x)
+        return doubled
 
 
 def module(name: str) -> nn.Module:
