@@ -141,6 +141,26 @@ PYBIND11_MODULE(_C, m) {
     forms()->dense_steps(op, threads);
   });
 
+  m.def("dense_draws", [](const py::tuple& stack, const py::tuple& fields, uintptr_t replicas, int64_t batch,
+                          int64_t steps, int corrects_noise, const py::tuple& evaluated, const py::tuple& comoments,
+                          uintptr_t reference, uintptr_t phi, uintptr_t distance, uintptr_t losses, int64_t phi_begin,
+                          int64_t phi_end, int64_t draws, double limit, int threads) {
+    const pf::DenseDraws op{{pf::read_dense_stack(stack), pf::read_langevin_step(fields),
+                             reinterpret_cast<const int64_t*>(replicas), batch, steps, corrects_noise},
+                            pf::read_dense_stack(evaluated),
+                            pf::read_comoments_update(comoments),
+                            reinterpret_cast<const float*>(reference),
+                            reinterpret_cast<double*>(phi),
+                            reinterpret_cast<float*>(distance),
+                            reinterpret_cast<float*>(losses),
+                            phi_begin,
+                            phi_end,
+                            draws,
+                            limit};
+    py::gil_scoped_release unlocked;
+    forms()->dense_draws(op, threads);
+  });
+
   m.def("normal", [](const py::tuple& fields, int threads) {
     const pf::Normal op = pf::read_normal(fields);
     py::gil_scoped_release unlocked;

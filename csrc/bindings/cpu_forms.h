@@ -26,6 +26,7 @@ struct CpuForms {
   NormalForm normal;
   DenseLossesForm dense_losses;
   DenseStepsForm dense_steps;
+  DenseDrawsForm dense_draws;
 };
 
 #define PF_DECLARE_FORMS(isa)                                                                   \
@@ -42,10 +43,12 @@ struct CpuForms {
   void normal(const Normal&, int);                                                              \
   void dense_losses(const DenseLosses&, int);                                                   \
   void dense_steps(const DenseSteps&, int);                                                     \
+  void dense_draws(const DenseDraws&, int);                                                     \
   constexpr CpuForms forms = {#isa,                  langevin_step,        per_sample_langevin_step, \
                               comoments_update,      loss_comoments_update, fused_draw,          \
                               linear_cross_entropy,  weighted_cross_entropy, rotary_attention,   \
-                              rotary_attention_gradient, normal,    dense_losses,  dense_steps};  \
+                              rotary_attention_gradient, normal,                                    \
+                              dense_losses,          dense_steps,            dense_draws};       \
   }
 PF_DECLARE_FORMS(baseline)
 PF_DECLARE_FORMS(avx2)

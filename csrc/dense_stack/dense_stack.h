@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 
+#include "comoments_update/comoments_update.h"
 #include "langevin_step/langevin_step.h"
 
 namespace pf {
@@ -52,7 +53,24 @@ struct DenseSteps {
   int corrects_noise;
 };
 
+// `draws` draws of every chain, each after steps.steps steps: the losses of `evaluated`, and their moments. The
+// observables are phi, the mean over samples [phi_begin, phi_end) of loss - reference, and where there are more, loss -
+// reference of sample i as observable 1 + i. A chain stops for good at a draw whose losses are not all finite, or whose
+// |phi| > limit: its phi and losses are NaN then, and nothing more of it is added. Chains of lr 0 have stopped before.
+struct DenseDraws {
+  DenseSteps steps;
+  DenseStack evaluated;       // the same model on the samples whose losses are taken
+  ComomentsUpdate comoments;  // of the first loss_count losses; its losses and observables are made here
+  const float* reference;     // [samples] losses at w*
+  double* phi;                // [draws, chains]
+  float* distance;            // [draws, chains] |w - w*|
+  float* losses;              // [draws, chains, loss_count]; null where they are not wanted
+  int64_t phi_begin, phi_end, draws;
+  double limit;
+};
+
 using DenseLossesForm = void (*)(const DenseLosses&, int threads);
 using DenseStepsForm = void (*)(const DenseSteps&, int threads);
+using DenseDrawsForm = void (*)(const DenseDraws&, int threads);
 
 }  // namespace pf

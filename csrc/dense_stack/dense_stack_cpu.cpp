@@ -18,7 +18,7 @@ namespace pf::PF_ISA {
 namespace {
 
 constexpr int64_t kColumns = 64;      // samples whose losses are made together
-constexpr int64_t kRowsTogether = 4;  // chains that a thread takes at a time
+constexpr int64_t kItemsTogether = 4;  // chains, or groups of them, that a thread takes at a time
 constexpr int64_t kPad = std::max<int64_t>(kTileLanes, kTurned);
 
 int64_t padded(int64_t count) { return round_up(count, kPad); }
@@ -444,82 +444,192 @@ void corrected_step(const LangevinStep& op, int64_t chain, int64_t batch, const 
   }
 }
 
-// body(own, chain) for every chain; each thread makes its `own`.
+// body(own, item) for every item; each thread makes its `own`, and takes a few items at a time.
 template <class Own, class Make, class Body>
-void for_each_chain(int64_t chains, int threads, const Make& make, const Body& body) {
-  const int64_t together = std::max<int64_t>(1, std::min(kRowsTogether, chains / threads));
-  const int workers = int(std::min<int64_t>(threads, divide_up(chains, together)));
+void for_each(int64_t items, int threads, const Make& make, const Body& body) {
+  const int64_t together = std::max<int64_t>(1, std::min(kItemsTogether, items / threads));
+  const int workers = int(std::min<int64_t>(threads, divide_up(items, together)));
   std::vector<std::unique_ptr<Own>> owns{size_t(workers)};
-  parallel_for_workers(divide_up(chains, together), workers, [&](int64_t first, int64_t worker) {
+  parallel_for_workers(divide_up(items, together), workers, [&](int64_t first, int64_t worker) {
     std::unique_ptr<Own>& own = owns[size_t(worker)];
     if (!own) own = make();
-    for (int64_t chain = first * together; chain < std::min(chains, (first + 1) * together); ++chain) body(*own, chain);
+    for (int64_t item = first * together; item < std::min(items, (first + 1) * together); ++item) body(*own, item);
   });
 }
 
-// A thread's: the model on minibatches, or for linear stacks on the identity, with minibatches' moments.
-struct Stepper {
-  Model model;
-  std::unique_ptr<Moments> moments;
-  std::vector<int64_t> samples;
+// The losses of all samples, some at a time.
+class Evaluator {
+ public:
+  explicit Evaluator(const DenseStack& stack) : stack_(stack), batch_(std::min(kColumns, stack.samples)), model_(stack, batch_) {}
+
+  void losses(int64_t chain, const float* row, int64_t length, float* to) {
+    const float* const parameters = model_.parameters(chain, row, length);
+    for (int64_t first = 0; first < stack_.samples; first += batch_) {
+      const int64_t count = std::min(batch_, stack_.samples - first);
+      for (int64_t b = 0; b < count; ++b) model_.samples()[b] = first + b;
+      model_.take(count);
+      model_.forward(parameters);
+      model_.losses(count, to + first);
+    }
+  }
+
+ private:
+  const DenseStack& stack_;
+  int64_t batch_;
+  Model model_;
+};
+
+// Steps of chains, one chain at a time: the model on minibatches, or for linear stacks on the identity, with
+// minibatches' moments.
+class Stepper {
+ public:
+  Stepper(const DenseSteps& op, const Table& table)
+      : op_(op), table_(table), units_(op.stack.layers[0].in + 1),
+        by_moments_(is_linear(op.stack) && units_ < op.batch && !op.corrects_noise),
+        model_(op.stack, by_moments_ ? units_ : op.batch, op.corrects_noise) {
+    if (!by_moments_) return;
+    model_.take_identity();
+    moments_ = std::make_unique<Moments>(op.stack, table, op.batch);
+    samples_.resize(size_t(round_up(op.batch, kBlock)));
+  }
+
+  // The steps from number `step` on; the first minibatch's gradients alone where there are none.
+  void advance(int64_t chain, int64_t step) {
+    LangevinStep now = op_.op;
+    now.step = &step;
+    const int64_t start = now.row_starts[chain], length = now.row_starts[chain + 1] - start;
+    float* const grads = static_cast<float*>(now.grads) + start;
+    int64_t* const samples = by_moments_ ? samples_.data() : model_.samples();
+    const int64_t last = step + op_.steps;
+    do {
+      choose(samples, op_.batch, op_.stack.samples, uint64_t(*now.seed), uint64_t(op_.replicas[chain]), uint64_t(step));
+      const float* const parameters = model_.parameters(chain, now.params + start, length);
+      if (by_moments_) {
+        model_.add_linear_gradient(parameters, moments_->of(samples), table_.width(), chain, grads, length);
+      } else {
+        model_.take(table_);
+        model_.forward(parameters);
+        model_.add_gradient(parameters, chain, grads, length);
+      }
+      if (op_.steps && op_.corrects_noise)
+        corrected_step(now, chain, op_.batch, model_.squares(chain, length));
+      else if (op_.steps)
+        step_row(now, chain);
+    } while (++step < last);
+  }
+
+ private:
+  const DenseSteps& op_;
+  const Table& table_;
+  int64_t units_;
+  bool by_moments_;
+  Model model_;
+  std::unique_ptr<Moments> moments_;
+  std::vector<int64_t> samples_;
+};
+
+// Draws of chains, one chain at a time.
+class Drawer {
+ public:
+  Drawer(const DenseDraws& op, const Table& table)
+      : op_(op), stepper_(op.steps, table), evaluator_(op.evaluated), losses_(size_t(op.evaluated.samples)),
+        observables_(size_t(op.comoments.observable_count)) {}
+
+  void draw(int64_t chain) {
+    const LangevinStep& moving = op_.steps.op;
+    const int64_t start = moving.row_starts[chain], length = moving.row_starts[chain + 1] - start;
+    const int64_t loss_count = op_.comoments.loss_count;
+    const float* const row = moving.params + start;
+    bool stopped = moving.lr[chain] == 0.0f;
+    for (int64_t at = 0; at < op_.draws; ++at) {
+      const int64_t place = at * moving.chains + chain;
+      if (!stopped) {
+        stepper_.advance(chain, *moving.step + at * op_.steps.steps);
+        evaluator_.losses(chain, row, length, losses_.data());
+        stopped = !observe();
+      }
+      if (stopped) std::fill(losses_.begin(), losses_.end(), NAN);
+      if (op_.losses) std::copy_n(losses_.data(), loss_count, op_.losses + place * loss_count);
+      op_.distance[place] = float(std::sqrt(squared_distance(row, moving.center + moving.center_starts[chain], length)));
+      op_.phi[place] = stopped ? NAN : double(observables_[0]);
+      if (!stopped) add_to(op_.comoments.groups[chain]);
+    }
+  }
+
+ private:
+  const DenseDraws& op_;
+  Stepper stepper_;
+  Evaluator evaluator_;
+  std::vector<float> losses_, observables_;
+
+  static double squared_distance(const float* row, const float* center, int64_t length) {
+    double sum = 0.0;
+    for (int64_t i = 0; i < length; ++i) sum += double(row[i] - center[i]) * double(row[i] - center[i]);
+    return sum;
+  }
+
+  // Makes the observables of the losses; whether the chain is sound.
+  bool observe() {
+    bool finite = true;
+    for (const float loss : losses_) finite &= is_finite(loss);
+    double phi = 0.0;
+    for (int64_t i = op_.phi_begin; i < op_.phi_end; ++i) phi += double(losses_[size_t(i)] - op_.reference[i]);
+    observables_[0] = float(phi / double(op_.phi_end - op_.phi_begin));
+    for (int64_t k = 1; k < op_.comoments.observable_count; ++k)
+      observables_[size_t(k)] = losses_[size_t(k - 1)] - op_.reference[k - 1];
+    return finite && !(std::abs(double(observables_[0])) > op_.limit);
+  }
+
+  // What comoments_update does with a chain of a group of its own.
+  void add_to(int64_t group) {
+    const ComomentsUpdate& to = op_.comoments;
+    const int64_t n = to.loss_count, observables = to.observable_count;
+    for (int64_t i = 0; i < n; ++i) losses_[size_t(i)] -= to.loss_shift[i];
+    for (int64_t k = 0; k < observables; ++k) observables_[size_t(k)] -= to.observable_shift[k];
+    const auto add = [](double* totals, const float* values, int64_t count, float times) {
+      for (int64_t i = 0; i < count; ++i) totals[i] += double(times * values[i]);
+    };
+    to.count[group] += 1.0;
+    add(to.loss_sum + group * n, losses_.data(), n, 1.0f);
+    add(to.observable_sum + group * observables, observables_.data(), observables, 1.0f);
+    for (int64_t k = 0; k < observables; ++k) {
+      const int64_t row = group * observables + k;
+      add(to.cross + row * n, losses_.data(), n, observables_[size_t(k)]);
+      add(to.observable_square + row * observables, observables_.data(), observables, observables_[size_t(k)]);
+    }
+  }
 };
 
 }  // namespace
 
 void dense_losses(const DenseLosses& op, int threads) {
-  const int64_t batch = std::min(kColumns, op.stack.samples);
-  const auto make = [&] { return std::make_unique<Model>(op.stack, batch); };
-  for_each_chain<Model>(op.chains, threads, make, [&](Model& model, int64_t chain) {
-    const float* const row = op.rows + op.row_starts[chain];
-    const float* const parameters = model.parameters(chain, row, op.row_starts[chain + 1] - op.row_starts[chain]);
-    for (int64_t first = 0; first < op.stack.samples; first += batch) {
-      const int64_t count = std::min(batch, op.stack.samples - first);
-      for (int64_t b = 0; b < count; ++b) model.samples()[b] = first + b;
-      model.take(count);
-      model.forward(parameters);
-      model.losses(count, op.losses + chain * op.stride + first);
-    }
-  });
+  for_each<Evaluator>(
+      op.chains, threads, [&] { return std::make_unique<Evaluator>(op.stack); },
+      [&](Evaluator& evaluator, int64_t chain) {
+        evaluator.losses(chain, op.rows + op.row_starts[chain], op.row_starts[chain + 1] - op.row_starts[chain],
+                         op.losses + chain * op.stride);
+      });
 }
 
 void dense_steps(const DenseSteps& op, int threads) {
   const Table table(op.stack, threads);
-  const int64_t units = op.stack.layers[0].in + 1;
-  const bool by_moments = is_linear(op.stack) && units < op.batch && !op.corrects_noise;
-  const auto make = [&] {
-    auto own = std::make_unique<Stepper>(Stepper{Model(op.stack, by_moments ? units : op.batch, op.corrects_noise), nullptr, {}});
-    if (by_moments) {
-      own->model.take_identity();
-      own->moments = std::make_unique<Moments>(op.stack, table, op.batch);
-      own->samples.resize(size_t(round_up(op.batch, kBlock)));
-    }
-    return own;
-  };
-  for_each_chain<Stepper>(op.op.chains, threads, make, [&](Stepper& own, int64_t chain) {
-    if (op.op.lr[chain] == 0.0f) return;
-    LangevinStep now = op.op;
-    int64_t step = *op.op.step;
-    now.step = &step;
-    const int64_t start = now.row_starts[chain], length = now.row_starts[chain + 1] - start;
-    float* const grads = static_cast<float*>(now.grads) + start;
-    int64_t* const samples = by_moments ? own.samples.data() : own.model.samples();
-    const int64_t last = step + op.steps;
-    do {
-      choose(samples, op.batch, op.stack.samples, uint64_t(*now.seed), uint64_t(op.replicas[chain]), uint64_t(step));
-      const float* const parameters = own.model.parameters(chain, now.params + start, length);
-      if (by_moments) {
-        own.model.add_linear_gradient(parameters, own.moments->of(samples), table.width(), chain, grads, length);
-      } else {
-        own.model.take(table);
-        own.model.forward(parameters);
-        own.model.add_gradient(parameters, chain, grads, length);
-      }
-      if (op.steps && op.corrects_noise)
-        corrected_step(now, chain, op.batch, own.model.squares(chain, length));
-      else if (op.steps)
-        step_row(now, chain);
-    } while (++step < last);
-  });
+  for_each<Stepper>(
+      op.op.chains, threads, [&] { return std::make_unique<Stepper>(op, table); },
+      [&](Stepper& stepper, int64_t chain) {
+        if (op.op.lr[chain] != 0.0f) stepper.advance(chain, *op.op.step);
+      });
+}
+
+// Chains of one group add to the same totals: they are one thread's.
+void dense_draws(const DenseDraws& op, int threads) {
+  const Table table(op.steps.stack, threads);
+  std::vector<std::vector<int64_t>> chains(size_t(op.comoments.group_count));
+  for (int64_t chain = 0; chain < op.steps.op.chains; ++chain) chains[size_t(op.comoments.groups[chain])].push_back(chain);
+  for_each<Drawer>(
+      op.comoments.group_count, threads, [&] { return std::make_unique<Drawer>(op, table); },
+      [&](Drawer& drawer, int64_t group) {
+        for (const int64_t chain : chains[size_t(group)]) drawer.draw(chain);
+      });
 }
 
 }  // namespace pf::PF_ISA

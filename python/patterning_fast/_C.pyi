@@ -27,3 +27,8 @@ def dense_losses(
 def dense_steps(
     stack: Fields, step: Fields, replicas: int, batch: int, steps: int, corrects_noise: int, threads: int
 ) -> None: ...
+def dense_draws(
+    stack: Fields, step: Fields, replicas: int, batch: int, steps: int, corrects_noise: int, evaluated: Fields,
+    comoments: Fields, reference: int, phi: int, distance: int, losses: int, phi_begin: int, phi_end: int, draws: int,
+    limit: float, threads: int,
+) -> None: ...  # fmt: skip

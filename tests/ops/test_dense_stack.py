@@ -1,4 +1,4 @@
-"""`dense_losses` and `dense_steps`: the kernels against the reference, and the reference against torch's modules."""
+"""`dense_losses`, `dense_steps` and `dense_draws`: the kernels against the reference, and the reference against torch's modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from patterning_fast import ops
 from patterning_fast.ops import use_backend
-from patterning_fast.ops.dense_stack import DenseLayer, DenseStack, dense_losses, dense_steps
+from patterning_fast.ops.dense_stack import DenseLayer, DenseStack, dense_draws, dense_losses, dense_steps
 from patterning_fast.ops.reference import dense_stack as reference
 from tests.ops.forms import FORMS, use_form
 
@@ -177,6 +177,66 @@ def test_corrected_steps(form: str, name: str, labels: bool) -> None:
     plain = arguments(rows, row_starts, n_beta=60.0)
     dense_steps(made, **plain)
     assert float((plain["params"] - ran[0]).abs().max()) > 1e-3
+
+
+def drawn(made: DenseStack, rows: Tensor, row_starts: Tensor, tracked: int, kernel: bool, **changes: Any) -> Any:
+    """Two draws, three steps apart: all that they write, by name, after garbage in what is only written."""
+    moved = arguments(rows, row_starts, steps=3, **changes)
+    params, grads, center = (moved.pop(name) for name in ("params", "grads", "center"))
+    chains, observables = row_starts.numel() - 1, 1 + tracked * kernel
+    evaluated = replace(made, inputs=made.inputs[:17], targets=torch.ones_like(made.targets[:17]), weights=None)
+    shapes = [(3,), (3, tracked), (3, observables), (3, observables, tracked), (3, observables, observables)]
+    totals = tuple(torch.ones(shape, dtype=torch.float64) for shape in shapes)
+    written = {
+        "phi": torch.full((2, chains), torch.nan, dtype=torch.float64),
+        "distance": torch.full((2, chains), torch.nan),
+        "losses": torch.full((2, chains, tracked), torch.nan),
+    }
+    draws = {
+        "center_losses": torch.linspace(0, 1, 17),
+        "observable_shift": torch.full((observables,), 0.1),
+        "phi_samples": slice(4, 17),
+        "limit": 100.0,
+        "groups": torch.arange(chains) % 3,
+        "totals": totals,
+    }
+    dense_draws(made, evaluated, params, grads, center, draws | written | changes.pop("draws", {}), **moved)
+    return {"params": params, **written, **{f"total {at}": each for at, each in enumerate(totals)}}
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("form", CPP)
+def test_draws(form: str, name: str, kernel: bool) -> None:
+    """To 1e-4: sums of squares of losses of order 1 to 10, each of them to 1e-5 as in `test_losses`."""
+    made, rows, row_starts = stack(name, False, True, True)
+    with use_backend("reference"):
+        expected = drawn(made, rows, row_starts, 5, kernel)
+    with use_form("dense_draws", form):
+        found = drawn(made, rows, row_starts, 5, kernel)
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+    assert found["phi"].isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpp"])
+def test_a_chain_that_diverges_stops_at_once(backend: str) -> None:
+    """One of lr 10 does between two draws, one of lr 0 has before; the other chains take no notice."""
+    made, rows, row_starts = stack("relu", False, False, False)
+    lr = torch.full((5,), 1e-3)
+    with use_backend(backend):
+        sound = drawn(made, rows, row_starts, 17, False, lr=lr)
+        lr[1], lr[3] = 10.0, 0.0
+        found = drawn(made, rows, row_starts, 17, False, lr=lr)
+    assert found["phi"].isfinite().tolist() == 2 * [[True, False, True, False, True]]
+    assert torch.equal(found["losses"].isfinite().all(2), found["phi"].isfinite())
+    for chain in (0, 2, 4):
+        here = slice(int(row_starts[chain]), int(row_starts[chain + 1]))
+        assert torch.equal(found["params"][here], sound["params"][here])
+    here = slice(int(row_starts[3]), int(row_starts[4]))
+    assert torch.equal(found["params"][here], rows[here])
+    torch.testing.assert_close(found["distance"][:, 3], rows[here].norm().expand(2))
+    assert found["total 0"].tolist() == [3.0, 3.0, 3.0]  # 1, and two draws of chains 0, 4 and 2
 
 
 def test_many_steps_are_as_many_calls() -> None:

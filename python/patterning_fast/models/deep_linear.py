@@ -49,7 +49,7 @@ def learning_coefficient(widths: Sequence[int], rank: int) -> LearningCoefficien
 def deep_linear_network(widths: Sequence[int], rank: int, seed: int = 0) -> nn.Sequential:
     """A network at a parameter whose learning coefficient `learning_coefficient` gives: all matrices of that rank.
 
-    Each layer maps the same `rank` directions of one width onto those of the next, by singular values between ½ and 1,
+    Each layer maps the same `rank` directions of one width onto those of the next, by singular values between 0.8 and 1.2,
     and the rest to 0. Raises ValueError as `learning_coefficient` does.
     """
     learning_coefficient(widths, rank)
@@ -59,7 +59,7 @@ def deep_linear_network(widths: Sequence[int], rank: int, seed: int = 0) -> nn.S
     layers = []
     for below, above in pairwise(bases):
         layer = nn.Linear(len(below), len(above), bias=False)
-        values = 0.5 + 0.5 * torch.rand(rank, generator=generator, dtype=torch.float64)
+        values = 0.8 + 0.4 * torch.rand(rank, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             layer.weight.copy_(above[:, :rank] * values @ below[:, :rank].T)
         layers.append(layer)

@@ -1,7 +1,7 @@
 """The kernels, as torch ops: contract, checks and dispatch. Each is defined by its namesake in `ops.reference`."""
 
 from patterning_fast.ops.comoments_update import comoments_update, loss_comoments_update
-from patterning_fast.ops.dense_stack import DenseLayer, DenseStack, dense_losses, dense_steps
+from patterning_fast.ops.dense_stack import DenseLayer, DenseStack, dense_draws, dense_losses, dense_steps
 from patterning_fast.ops.fused_draw import fused_draw
 from patterning_fast.ops.langevin_step import SGHMC, SGNHT, RMSProp, StepStatistics, langevin_step
 from patterning_fast.ops.library import use_backend
@@ -19,6 +19,7 @@ __all__ = [
     "RMSProp",
     "StepStatistics",
     "comoments_update",
+    "dense_draws",
     "dense_losses",
     "dense_steps",
     "fused_draw",

@@ -1,13 +1,13 @@
-"""`dense_losses` and `dense_steps`: chains of small models, many steps of each in one call.
+"""`dense_losses`, `dense_steps`, `dense_draws`: chains of small models, many steps and draws of each in one call.
 
-Each chain's whole loop (minibatch, gradient, noise, update) runs on one core and in its cache. The model is described
+Each chain's whole loop (minibatch, gradient, noise, update, losses, moments) runs on one core and in its cache. The model is described
 by data: a stack of dense layers, of any widths, that may share weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from patterning_fast import _C
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, chain_numbers, check_same_device, check_tensor, noise_place
+from patterning_fast.ops.comoments_update import GROUPS
 from patterning_fast.ops.langevin_step import SGHMC, SGNHT, STATUS, RMSProp, parts
 from patterning_fast.ops.langevin_step import fields as step_fields
 from patterning_fast.ops.reference import dense_stack as reference
@@ -137,13 +138,30 @@ def losses_cpp(rows: Tensor, row_starts: Tensor, *rest: Tensor) -> None:
     )  # fmt: skip
 
 
-def steps_cpp(*arguments: Tensor) -> None:
-    replicas, batch, steps, corrects_noise = arguments[-4:]
-    step = step_fields(*arguments[:16], None, None, None)  # type: ignore[arg-type, call-arg]
-    stack = stack_fields(*arguments[16:24])
-    _C.dense_steps(
-        stack, step, replicas.data_ptr(), int(batch), int(steps), int(corrects_noise), torch.get_num_threads()
-    )
+def steps_fields(*arguments: Any) -> tuple[tuple[int, ...], tuple[int | float, ...], int, int, int, int]:
+    """What csrc's DenseSteps is made of, in order."""
+    replicas, batch, steps, corrects_noise = arguments[24:]
+    step = step_fields(*arguments[:16], None, None, None)
+    return stack_fields(*arguments[16:24]), step, replicas.data_ptr(), batch, steps, int(corrects_noise)
+
+
+def steps_cpp(*arguments: Any) -> None:
+    _C.dense_steps(*steps_fields(*arguments), torch.get_num_threads())
+
+
+def draws_cpp(*arguments: Any) -> None:
+    stack, (inputs, targets, labels, reference), moments = arguments[16:20], arguments[28:32], arguments[32:39]
+    phi, distance, losses, phi_begin, phi_end, limit = arguments[39:]
+    _, groups, count, loss_sum, *_ = moments
+    comoments = (
+        0, 0, reference.data_ptr(), *map(address, moments), groups.numel(), loss_sum.shape[1], moments[0].numel(),
+        count.numel(),
+    )  # fmt: skip
+    _C.dense_draws(
+        *steps_fields(*arguments[:28]), stack_fields(*stack, inputs, targets, labels, None), comoments,
+        reference.data_ptr(), phi.data_ptr(), distance.data_ptr(), address(losses), phi_begin, phi_end, len(phi), limit,
+        torch.get_num_threads(),
+    )  # fmt: skip
 
 
 STACK = (
@@ -155,13 +173,20 @@ library.register(
     reference=reference.dense_losses,
     cpp=losses_cpp,
 )
-library.register(
-    "dense_steps(Tensor(a!) params, Tensor(b!) grads, Tensor center, Tensor row_starts, Tensor center_starts, "
+STEPS = (
+    "Tensor(a!) params, Tensor(b!) grads, Tensor center, Tensor row_starts, Tensor center_starts, "
     "Tensor lr, Tensor n_beta, Tensor localization, Tensor noise_scale, Tensor chain_ids, Tensor seed, Tensor step, "
     "str rule, float[] constants, Tensor(c!)? memory, Tensor(d!)? thermostat, "
-    f"{STACK}, Tensor replicas, int batch, int steps, bool corrects_noise) -> ()",
-    reference=reference.dense_steps,
-    cpp=steps_cpp,
+    f"{STACK}, Tensor replicas, int batch, int steps, bool corrects_noise"
+)
+library.register(f"dense_steps({STEPS}) -> ()", reference=reference.dense_steps, cpp=steps_cpp)
+library.register(
+    f"dense_draws({STEPS}, Tensor evaluated_inputs, Tensor? evaluated_targets, Tensor? evaluated_labels, "
+    "Tensor center_losses, Tensor observable_shift, Tensor groups, Tensor(e!) count, Tensor(f!) loss_sum, "
+    "Tensor(g!) observable_sum, Tensor(h!) cross, Tensor(i!) observable_square, Tensor(j!) phi, Tensor(k!) distance, "
+    "Tensor(l!)? losses, int phi_begin, int phi_end, float limit) -> ()",
+    reference=reference.dense_draws,
+    cpp=draws_cpp,
 )
 
 
@@ -184,27 +209,29 @@ def dense_losses(stack: DenseStack, rows: Tensor, row_starts: Tensor, losses: Te
     torch.ops.patterning_fast.dense_losses(rows, row_starts, *stack.tensors(), losses)
 
 
-def dense_steps(
-    stack: DenseStack,
-    params: Tensor,
-    grads: Tensor,
-    center: Tensor,
-    *,
-    row_starts: Tensor,
-    center_starts: Tensor,
-    lr: float | Tensor,
-    n_beta: float | Tensor,
-    localization: float | Tensor,
-    seed: int | Tensor,
-    step: int | Tensor,
-    replicas: Tensor,
-    batch_size: int,
-    steps: int,
-    noise_scale: float | Tensor = 1.0,
-    chain_ids: Tensor | None = None,
-    rule: RMSProp | SGHMC | SGNHT | None = None,
-    gradient_noise_correction: bool = False,
-) -> None:
+class Steps(TypedDict):
+    """How chains move: as for `langevin_step`, and on which minibatches."""
+
+    row_starts: Tensor
+    center_starts: Tensor
+    lr: float | Tensor
+    n_beta: float | Tensor
+    localization: float | Tensor
+    seed: int | Tensor
+    step: int | Tensor
+    """Number of the first step."""
+    replicas: Tensor
+    """int64 `[chains]`; chains of one replica see the same minibatches."""
+    batch_size: int
+    steps: int
+    noise_scale: NotRequired[float | Tensor]
+    chain_ids: NotRequired[Tensor | None]
+    rule: NotRequired[RMSProp | SGHMC | SGNHT | None]
+    gradient_noise_correction: NotRequired[bool]
+    """Steps are `per_sample_langevin_step`'s, of SGLD without a rule; 2 samples or more."""
+
+
+def dense_steps(stack: DenseStack, params: Tensor, grads: Tensor, center: Tensor, **steps: Unpack[Steps]) -> None:
     """`steps` steps of every chain in place, each on a minibatch of its own; chains of lr 0 stay as they are.
 
     A step is `langevin_step`'s, with the same noise, on the gradient of mean ρ·l over `batch_size` samples drawn with
@@ -212,24 +239,32 @@ def dense_steps(
     to `grads`, and nothing else happens.
 
     Args:
-        params, grads, center, row_starts, center_starts, lr, n_beta, localization, noise_scale, chain_ids, seed, rule:
-            as for `langevin_step`, params flat; grads must be 0, and are again.
-        gradient_noise_correction: steps are `per_sample_langevin_step`'s, of SGLD without a rule; 2 samples or more.
-        step: number of the first step. replicas: int64 `[chains]`; chains of one replica see the same minibatches.
+        params, grads, center: as for `langevin_step`, params flat; grads must be 0, and are again.
+        steps: see `Steps`.
 
     Raises:
         TypeError, ValueError: a tensor of the wrong dtype, shape, layout or device; rows that do not fit the stack.
     """
-    op, device, chains = "dense_steps", params.device, center_starts.numel()
+    torch.ops.patterning_fast.dense_steps(*checked_steps("dense_steps", stack, params, grads, center, **steps))
+
+
+def checked_steps(
+    op: str, stack: DenseStack, params: Tensor, grads: Tensor, center: Tensor, **given: Unpack[Steps]
+) -> tuple[Any, ...]:
+    """The arguments of the torch op; raises as `dense_steps` does."""
+    device, rule, batch_size, steps = params.device, given.get("rule"), given["batch_size"], given["steps"]
+    row_starts, center_starts, replicas = given["row_starts"], given["center_starts"], given["replicas"]
+    corrects_noise, chains = given.get("gradient_noise_correction", False), center_starts.numel()
     stack.check_rows(op, row_starts)
     if batch_size < 1 or steps < 0:
         raise ValueError(f"{op}: batch_size must be at least 1 and steps at least 0, got {batch_size} and {steps}")
-    if gradient_noise_correction and (rule is not None or batch_size < 2):
+    if corrects_noise and (rule is not None or batch_size < 2):
         raise ValueError(f"{op}: gradient_noise_correction goes with SGLD, without a rule, and batches of 2 or more")
     numbers = chain_numbers(
-        op, chains, device, lr=lr, n_beta=n_beta, localization=localization, noise_scale=noise_scale
+        op, chains, device, lr=given["lr"], n_beta=given["n_beta"], localization=given["localization"],
+        noise_scale=given.get("noise_scale", 1.0),
     )  # fmt: skip
-    place = noise_place(op, chains, device, chain_ids, seed, step)
+    place = noise_place(op, chains, device, given.get("chain_ids"), given["seed"], given["step"])
     name, constants, state = parts(rule)
     total = int(row_starts[-1])
     lengths = row_starts.diff()
@@ -242,8 +277,97 @@ def dense_steps(
     check_tensor(op, "center_starts", center_starts, torch.int64, (stack.coordinate_starts.numel(),))
     check_tensor(op, "replicas", replicas, torch.int64, (chains,))
     check_same_device(op, wanted | numbers | place | {"center": center, "replicas": replicas, "base": stack.base})
-    torch.ops.patterning_fast.dense_steps(
+    return (
         params, grads, center, row_starts, center_starts, *numbers.values(), *place.values(), name, constants,
         state.get("second_moment", state.get("momentum")), state.get("thermostat"), *stack.tensors(), replicas,
-        batch_size, steps, gradient_noise_correction,
+        batch_size, steps, corrects_noise,
+    )  # fmt: skip
+
+
+class Draws(TypedDict):
+    """What `dense_draws` makes of the losses, and where it puts it."""
+
+    center_losses: Tensor
+    """float32 `[samples]`, losses at w*; those tracked are taken about them."""
+    observable_shift: Tensor
+    """float32 `[observables]`: 1 for φ alone, or 1 + tracked losses for their shifts from `center_losses` too."""
+    phi_samples: slice
+    """The samples whose mean loss, less that at w*, is φ."""
+    limit: float
+    """A chain stops for good at a draw where |φ| is greater, or a loss is not finite."""
+    groups: Tensor
+    """int64 `[chains]`, the group each chain adds to."""
+    totals: tuple[Tensor, ...]
+    """float64: count, loss_sum, observable_sum, cross, observable_square, as for `comoments_update`."""
+    phi: Tensor
+    """float64 `[draws, chains]`, written; NaN from where a chain has stopped."""
+    distance: Tensor
+    """float32 `[draws, chains]`, written: |w − w*|."""
+    losses: Tensor | None
+    """float32 `[draws, chains, tracked]`, written where it is given; NaN from where a chain has stopped."""
+
+
+def dense_draws(
+    stack: DenseStack,
+    evaluated: DenseStack,
+    params: Tensor,
+    grads: Tensor,
+    center: Tensor,
+    draws: Draws,
+    **steps: Unpack[Steps],
+) -> None:
+    """Draws of every chain, each after `steps` steps: its losses on the samples of `evaluated`, and their moments.
+
+    What `dense_steps`, `dense_losses` and `comoments_update` do one after another, in one call. Chains of lr 0 have
+    stopped before: they stay where they are.
+
+    Args:
+        params, grads, center, steps: as for `dense_steps`, 1 step or more.
+        draws: see `Draws`.
+
+    Raises:
+        TypeError, ValueError: as `dense_steps`; tensors of `draws` that do not fit each other; groups out of range.
+    """
+    op = "dense_draws"
+    arguments = checked_steps(op, stack, params, grads, center, **steps)
+    if steps["steps"] < 1:
+        raise ValueError(f"{op}: steps must be at least 1, got {steps['steps']}")
+    chains, samples = steps["center_starts"].numel(), len(evaluated.inputs)
+    count, loss_sum, observable_sum, cross, square = draws["totals"]
+    groups, tracked, observables = count.numel(), loss_sum.shape[-1], draws["observable_shift"].numel()
+    if tracked > samples or observables not in (1, 1 + tracked):
+        raise ValueError(
+            f"{op}: {tracked} losses of {samples} samples can be tracked with 1 or {1 + tracked} observables, "
+            f"got {observables}"
+        )
+    if not 0 <= draws["phi_samples"].start < draws["phi_samples"].stop <= samples:
+        raise ValueError(f"{op}: phi_samples must be a slice of the {samples} samples, got {draws['phi_samples']}")
+    number = len(draws["phi"])
+    double = {
+        "count": (count, (groups,)),
+        "loss_sum": (loss_sum, (groups, tracked)),
+        "observable_sum": (observable_sum, (groups, observables)),
+        "cross": (cross, (groups, observables, tracked)),
+        "observable_square": (square, (groups, observables, observables)),
+        "phi": (draws["phi"], (number, chains)),
+    }
+    for name, (tensor, shape) in double.items():
+        check_tensor(op, name, tensor, torch.float64, shape)
+    single = {
+        "center_losses": (draws["center_losses"], (samples,)),
+        "observable_shift": (draws["observable_shift"], (observables,)),
+        "distance": (draws["distance"], (number, chains)),
+    }
+    if draws["losses"] is not None:
+        single["losses"] = (draws["losses"], (number, chains, tracked))
+    for name, (tensor, shape) in single.items():
+        check_tensor(op, name, tensor, torch.float32, shape)
+    check_tensor(op, "groups", draws["groups"], torch.int64, (chains,))
+    if not 0 <= int(draws["groups"].min()) <= int(draws["groups"].max()) < groups:
+        raise ValueError(f"{op}: {GROUPS[1]}")
+    check_same_device(op, {"params": params} | {name: each for name, (each, _) in (double | single).items()})
+    torch.ops.patterning_fast.dense_draws(
+        *arguments, evaluated.inputs, evaluated.targets, evaluated.labels, draws["center_losses"],
+        draws["observable_shift"], draws["groups"], *draws["totals"], draws["phi"], draws["distance"], draws["losses"],
+        draws["phi_samples"].start, draws["phi_samples"].stop, draws["limit"],
     )  # fmt: skip

@@ -1,13 +1,15 @@
-"""`dense_losses` and `dense_steps` in plain torch."""
+"""`dense_losses`, `dense_steps` and `dense_draws` in plain torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patterning_fast.ops.reference.comoments_update import comoments_update
 from patterning_fast.ops.reference.langevin_step import langevin_step
 from patterning_fast.ops.reference.minibatch import minibatch
 from patterning_fast.ops.reference.per_sample_langevin_step import per_sample_langevin_step
@@ -138,3 +140,82 @@ def dense_steps(
                         now[place] = before[place]
                 if thermostat is not None and kept[3] is not None:
                     thermostat[chain] = kept[3][chain]
+
+
+def dense_draws(
+    params: Tensor,
+    grads: Tensor,
+    center: Tensor,
+    row_starts: Tensor,
+    center_starts: Tensor,
+    lr: Tensor,
+    n_beta: Tensor,
+    localization: Tensor,
+    noise_scale: Tensor,
+    chain_ids: Tensor,
+    seed: Tensor,
+    step: Tensor,
+    rule: str,
+    constants: list[float],
+    memory: Tensor | None,
+    thermostat: Tensor | None,
+    layers: Tensor,
+    base: Tensor,
+    coordinate_starts: Tensor,
+    coordinates: Tensor,
+    inputs: Tensor,
+    targets: Tensor | None,
+    labels: Tensor | None,
+    weights: Tensor | None,
+    replicas: Tensor,
+    batch: int,
+    steps: int,
+    corrects_noise: bool,
+    evaluated_inputs: Tensor,
+    evaluated_targets: Tensor | None,
+    evaluated_labels: Tensor | None,
+    center_losses: Tensor,
+    observable_shift: Tensor,
+    groups: Tensor,
+    count: Tensor,
+    loss_sum: Tensor,
+    observable_sum: Tensor,
+    cross: Tensor,
+    observable_square: Tensor,
+    phi: Tensor,
+    distance: Tensor,
+    losses: Tensor | None,
+    phi_begin: int,
+    phi_end: int,
+    limit: float,
+) -> None:
+    """The contract is that of `patterning_fast.ops.dense_draws`."""
+    model = layers, base, coordinate_starts, coordinates
+    samples, moving, starts = len(evaluated_inputs), lr.clone(), row_starts.tolist()
+    tracked, observables = loss_sum.shape[1], observable_shift.numel()
+    for draw in range(len(phi)):
+        dense_steps(
+            params, grads, center, row_starts, center_starts, moving, n_beta, localization, noise_scale, chain_ids,
+            seed, step + draw * steps, rule, constants, memory, thermostat, *model, inputs, targets, labels, weights,
+            replicas, batch, steps, corrects_noise,
+        )  # fmt: skip
+        found = params.new_empty(len(lr), samples)
+        dense_losses(
+            params, row_starts, *model, evaluated_inputs, evaluated_targets, evaluated_labels, None, found
+        )
+        shift = found - center_losses
+        mean = shift[:, phi_begin:phi_end].double().mean(1).float()
+        moving[~found.isfinite().all(1) | (mean.abs() > limit)] = 0
+        sound = (moving != 0).nonzero().squeeze(1)
+        seen = torch.cat((mean[:, None], shift[:, : observables - 1]), 1)
+        comoments_update(
+            found[sound, :tracked], seen[sound], center_losses[:tracked], observable_shift, groups[sound], count,
+            loss_sum, observable_sum, cross, observable_square,
+        )  # fmt: skip
+        stopped = moving == 0
+        phi[draw] = mean.double().masked_fill(stopped, math.nan)
+        for chain, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+            at = int(center_starts[chain])
+            distance[draw, chain] = (params[start:stop].double() - center[at : at + stop - start].double()).norm()
+        if losses is not None:
+            losses[draw] = found[:, :tracked].masked_fill(stopped[:, None], math.nan)

@@ -1,0 +1,120 @@
+"""Learning coefficients of deep linear networks, estimated beside the truth: a table, and docs/images/deep_linear.png.
+
+Each architecture is sampled at its most singular parameter of a rank, where λ is known exactly, by SGLD and by
+RMSProp-SGLD, all with settings by one rule. What devinterp would take for the same steps, and so for the same error,
+comes from its time per chain-step on each architecture.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import patterning_fast as pf
+from bench.results import machine, record
+from bench.small.contestant import Run, measure
+from bench.small.workload import save_deep_linear
+from patterning_fast.models.deep_linear import deep_linear_network, learning_coefficient
+from patterning_fast.samplers.langevin import Sampler
+
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "deep_linear.png"
+SAMPLES, BATCH = 1000, 64
+N_BETA, LOCALIZATION = 3e4, 1.0
+CHAINS, DRAWS = 8, 100
+MOST_STEPS, MOST_WORK = 2_000_000, 1e9
+"""Of a chain, before its draws as during them: steps, and steps times parameters."""
+
+STABILITY = 0.1
+MEDIAN_BAR, COVERED_BARS, CHEAPER_BAR = 0.05, (0.85, 0.99), 100.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    widths: tuple[int, ...]
+    rank: int
+
+    @property
+    def parameters(self) -> int:
+        return sum(below * above for below, above in pairwise(self.widths))
+
+    @property
+    def truth(self) -> float:
+        return learning_coefficient(self.widths, self.rank).value
+
+    @property
+    def lr_n_beta(self) -> float:
+        """lr·n_beta, the step on a direction of curvature 1: wider matrices grow larger norms on the way."""
+        return 0.02 / math.sqrt(max(self.widths))
+
+    @property
+    def steps(self) -> int:
+        """Enough for directions in which L is flat up to its order 2·layers, where that can be paid."""
+        layers = len(self.widths) - 1
+        wanted = 4 * N_BETA ** (1 - 1 / layers) / self.lr_n_beta
+        return DRAWS * math.ceil(min(wanted, MOST_STEPS, MOST_WORK / self.parameters) / DRAWS)
+
+    def __str__(self) -> str:
+        return "-".join(map(str, self.widths))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    value: float
+    error: float
+    seconds: float
+
+
+def architectures() -> list[Architecture]:
+    """Twenty of 2 to 6 layers, every third of full rank, and five larger ones, up to 100,000 parameters."""
+    chosen, made = random.Random(0), []
+    for index in range(20):
+        widest = (4, 6, 8, 12)[index % 4]
+        widths = tuple(chosen.randint(2, widest) for _ in range(3 + index % 5))
+        full = index % 3 == 0
+        made.append(Architecture(widths, min(widths) if full else chosen.randint(1, min(widths) - 1)))
+    return [
+        *made,
+        Architecture((40, 30, 40), 25),
+        Architecture((30, 40, 30, 20), 20),
+        Architecture((80, 60, 80), 50),
+        Architecture((64, 48, 48, 64), 40),
+        Architecture((180, 180, 180, 180), 170),
+    ]
+
+
+def samplers(architecture: Architecture) -> dict[str, Sampler]:
+    lr = architecture.lr_n_beta / N_BETA
+    return {"SGLD": pf.SGLD(lr), "RMSProp-SGLD": pf.RMSPropSGLD(STABILITY * lr, stability=STABILITY)}
+
+
+def data(architecture: Architecture, seed: int) -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
+    """The network, and samples with its outputs; their mean x xᵀ is the identity, as if there were infinitely many."""
+    network = deep_linear_network(architecture.widths, architecture.rank, seed)
+    normal = torch.randn(SAMPLES, architecture.widths[0], generator=torch.Generator().manual_seed(seed))
+    x = (torch.linalg.qr(normal.double())[0] * SAMPLES**0.5).float()
+    with torch.no_grad():
+        return network, x, network(x)
+
+
+def estimate(architecture: Architecture, sampler: Sampler, seed: int) -> Estimate:
+    """λ̂ of all draws; its error is that of independent chains, and of what the second half differs by from the first."""
+    network, x, y = data(architecture, seed)
+    posterior = pf.LocalPosterior(
+        network, pf.losses.squared_error, (x, y), n_beta=N_BETA, localization=LOCALIZATION
+    )
+    run = pf.sample(
+        posterior, sampler, probes={"few": (x[:1], y[:1])}, chains=CHAINS, draws=DRAWS, burn_in=DRAWS,
+        steps_between_draws=architecture.steps // DRAWS, batch_size=BATCH, engine="native", seed=seed, progress=False,
+    )  # fmt: skip
+    llc = run.llc().sel(component="full")
+    first, second = np.split(N_BETA * run.diagnostics()["phi"].sel(component="full").values.mean(0), 2)
+    drift = float(second.mean() - first.mean())
+    return Estimate(float(llc["llc"]), math.hypot(float(llc["llc_error"]), drift), float(run.attrs["seconds"]))
