@@ -13,15 +13,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from tqdm import tqdm
 
 import patterning_fast as pf
-from bench.results import machine, record
-from bench.small.contestant import Run, measure
-from bench.small.workload import save_deep_linear
 from patterning_fast.models.deep_linear import deep_linear_network, learning_coefficient
 from patterning_fast.samplers.langevin import Sampler
 
@@ -105,11 +100,9 @@ def data(architecture: Architecture, seed: int) -> tuple[torch.nn.Module, torch.
 
 
 def estimate(architecture: Architecture, sampler: Sampler, seed: int) -> Estimate:
-    """λ̂ of all draws; its error is that of independent chains, and of what the second half differs by from the first."""
+    """λ̂ of all draws; its error is that of independent chains, and how far their second half is from the first."""
     network, x, y = data(architecture, seed)
-    posterior = pf.LocalPosterior(
-        network, pf.losses.squared_error, (x, y), n_beta=N_BETA, localization=LOCALIZATION
-    )
+    posterior = pf.LocalPosterior(network, pf.losses.squared_error, (x, y), n_beta=N_BETA, localization=LOCALIZATION)
     run = pf.sample(
         posterior, sampler, probes={"few": (x[:1], y[:1])}, chains=CHAINS, draws=DRAWS, burn_in=DRAWS,
         steps_between_draws=architecture.steps // DRAWS, batch_size=BATCH, engine="native", seed=seed, progress=False,

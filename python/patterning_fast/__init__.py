@@ -5,7 +5,8 @@ import torch  # noqa: F401  loaded first, so that the kernels share its OpenMP t
 from patterning_fast import ops
 from patterning_fast.engine.calibration import calibrate
 from patterning_fast.engine.linear_response import linear_response
-from patterning_fast.engine.sample import ChainDivergedError, sample
+from patterning_fast.engine.run import ChainDivergedError
+from patterning_fast.engine.sample import sample
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.ops.library import use_backend
 from patterning_fast.patterning.inversion import Plan, invert

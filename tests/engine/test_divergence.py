@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import patterning_fast as pf
 from patterning_fast.chains.plan import Setting
 from patterning_fast.engine import sample as engine
-from patterning_fast.engine.sample import advice
+from patterning_fast.engine.run import advice
 from patterning_fast.engine.torch_ensemble import TorchEnsemble
 from patterning_fast.samplers.langevin import Sampler
 from tests.models import language_model, language_posterior, tokens

@@ -1,4 +1,4 @@
-"""`dense_losses`, `dense_steps` and `dense_draws`: the kernels against the reference, and the reference against torch's modules."""
+"""`dense_losses`, `dense_steps`, `dense_draws`: kernels against the reference, and that against torch's modules."""
 
 from __future__ import annotations
 
@@ -184,6 +184,7 @@ def drawn(made: DenseStack, rows: Tensor, row_starts: Tensor, tracked: int, kern
     moved = arguments(rows, row_starts, steps=3, **changes)
     params, grads, center = (moved.pop(name) for name in ("params", "grads", "center"))
     chains, observables = row_starts.numel() - 1, 1 + tracked * kernel
+    assert made.targets is not None
     evaluated = replace(made, inputs=made.inputs[:17], targets=torch.ones_like(made.targets[:17]), weights=None)
     shapes = [(3,), (3, tracked), (3, observables), (3, observables, tracked), (3, observables, observables)]
     totals = tuple(torch.ones(shape, dtype=torch.float64) for shape in shapes)
@@ -215,7 +216,7 @@ def test_draws(form: str, name: str, kernel: bool) -> None:
     with use_form("dense_draws", form):
         found = drawn(made, rows, row_starts, 5, kernel)
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-4)
     assert found["phi"].isfinite().all()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -11,16 +10,13 @@ from torch import Tensor
 
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.chains.plan import ChainPlan
-from patterning_fast.engine.evaluation import EvaluationSet, Precision
+from patterning_fast.engine.evaluation import EvaluationSet
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
 from patterning_fast.engine.workers import Workers
 from patterning_fast.estimators.traces import ChainTraces
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.langevin import LangevinState, Sampler
-
-BLOCK_BYTES = 64 * 2**20
-"""Losses of the chains evaluated before they are added to the totals: small beside the totals themselves."""
 
 
 @dataclass(kw_only=True)
@@ -41,18 +37,6 @@ class Ensemble(ABC):
     """0-d int64: chains of a cell that are evaluated together."""
     engine: str = "torch"
     """What runs it, and why."""
-    losses: Tensor = field(init=False)
-    """Of a block of rows as evaluated last, `[rows of a block, losses]`."""
-
-    def __post_init__(self) -> None:
-        row_bytes = 4 * self.reference.numel()
-        block = min(self.plan.rows, max(4 * torch.get_num_threads(), BLOCK_BYTES // row_bytes))
-        self.losses = self.reference.new_empty(block, self.reference.numel())
-
-    def blocks(self) -> list[range]:
-        """All rows, in blocks that are evaluated in turn."""
-        starts = range(0, self.plan.rows, len(self.losses))
-        return [range(start, min(start + len(self.losses), self.plan.rows)) for start in starts]
 
     @property
     @abstractmethod
@@ -62,16 +46,6 @@ class Ensemble(ABC):
     @abstractmethod
     def advance(self, pool: Workers[Runners], steps: int) -> None:
         """Steps of every chain."""
-
-    @abstractmethod
-    def evaluate(
-        self,
-        pool: Workers[Runners],
-        block: range,
-        precision: Precision,
-        observe: Callable[[slice], None] = lambda here: None,
-    ) -> None:
-        """Write the losses of some rows into the top of `losses`, and `observe` those written as they come."""
 
     @abstractmethod
     def measure_tile(self, pool: Workers[Runners]) -> None:

@@ -29,7 +29,7 @@ from patterning_fast.chains.plan import Setting, chain_plan
 from patterning_fast.engine.evaluation import joint_coordinates, lay_out_sets, loss_indices
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
-from patterning_fast.engine.sample import ChainDivergedError, advice
+from patterning_fast.engine.run import ChainDivergedError, advice
 from patterning_fast.engine.torch_ensemble import MeanLoss, TorchEnsemble, torch_ensemble
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.labelled import (

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from patterning_fast import ops
 from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.engine.ensemble import Ensemble, at_center, gradient_noise
-from patterning_fast.engine.evaluation import EvaluationSet, Precision, losses_at_center
+from patterning_fast.engine.evaluation import EvaluationSet, losses_at_center
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
 from patterning_fast.engine.workers import Workers
+from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.traces import ChainTraces
-from patterning_fast.ops.dense_stack import DenseStack
-from patterning_fast.posterior.dense import NotDense, dense_stack
+from patterning_fast.ops.dense_stack import DenseStack, Steps
+from patterning_fast.posterior.dense import NotDense, dense_stack, joined
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.langevin import Sampler
 from patterning_fast.samplers.sgld import SGLD
+
+
+class Drawn(NamedTuple):
+    """What `draws` gives beside totals."""
+
+    phi: Tensor
+    """float64 `[draws, rows]`, NaN from where a chain has diverged, as losses."""
+    distance: Tensor
+    """float32 `[draws, rows]`"""
+    losses: Tensor | None
+    """float32 `[draws, rows, tracked losses]` where they are wanted."""
 
 
 @dataclass(kw_only=True)
@@ -27,64 +42,85 @@ class NativeEnsemble(Ensemble):
     engine: str = "native"
     stack: DenseStack
     """The model on the posterior's data."""
-    of_sets: list[DenseStack]
-    """The model on the samples of each set."""
+    of_sets: DenseStack
+    """The model on the samples of all sets."""
 
     @property
     def evaluated(self) -> list[str]:
         return ["native kernel"] * len(self.plan.components)
 
     def advance(self, pool: Workers[Runners], steps: int) -> None:
+        self.observe_gradients()
+        ops.dense_steps(self.stack, *self.bank_tensors, **self.steps(steps))
+        self.state.step += steps
+
+    def draws(
+        self, totals: Comoments, bundles: Tensor, loss_columns: slice, limit: float, number: int, with_losses: bool
+    ) -> Drawn:
+        """Draws of every chain, each after its steps, added to the totals of its bundle."""
+        self.observe_gradients()
+        rows, tracked = self.plan.rows, totals.loss_shift.numel()
+        drawn = Drawn(
+            phi=torch.empty(number, rows, dtype=torch.float64),
+            distance=torch.empty(number, rows),
+            losses=torch.empty(number, rows, tracked) if with_losses else None,
+        )
+        ops.dense_draws(
+            self.stack,
+            self.of_sets,
+            *self.bank_tensors,
+            draws={
+                "center_losses": self.reference,
+                "observable_shift": totals.observable_shift,
+                "phi_samples": loss_columns,
+                "limit": limit,
+                "groups": bundles,
+                "totals": totals.tensors(),
+                "phi": drawn.phi,
+                "distance": drawn.distance,
+                "losses": drawn.losses,
+            },
+            **self.steps(self.options.steps_between_draws),
+        )
+        self.state.step += number * self.options.steps_between_draws
+        return drawn
+
+    def observe_gradients(self) -> None:
+        """Of the first minibatches, at w*, before anything has moved."""
         apart = not self.options.shared_minibatches and self.plan.units > 1
         if apart and not self.corrects_noise and int(self.state.step) == 0:
-            self.steps(0)
+            ops.dense_steps(self.stack, *self.bank_tensors, **self.steps(0))
             self.traces.gradient_noise = gradient_noise(self.bank)
             self.bank.grads.zero_()
-        self.steps(steps)
-        self.state.step += steps
 
     @property
     def corrects_noise(self) -> bool:
         return isinstance(self.sampler, SGLD) and self.sampler.gradient_noise_correction
 
-    def steps(self, steps: int) -> None:
-        """Steps by the kernel; 0 for the gradients of the first alone."""
+    @property
+    def bank_tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.bank.params, self.bank.grads, self.bank.centers
+
+    def steps(self, steps: int) -> Steps:
+        """So many steps from here; 0 for the gradients of the first alone."""
         state, bank = self.state, self.bank
         replicas = self.plan.replica_units().repeat(self.plan.cells)
-        ops.dense_steps(
-            self.stack,
-            bank.params,
-            bank.grads,
-            bank.centers,
-            row_starts=bank.row_starts,
-            center_starts=bank.center_starts,
-            lr=state.lr,
-            n_beta=state.n_beta,
-            localization=state.localization,
-            noise_scale=state.noise_scale,
-            chain_ids=state.chain_ids,
-            seed=state.seed,
-            step=state.step,
-            rule=self.sampler.rule(state),
-            replicas=0 * replicas if self.options.shared_minibatches else replicas,
-            batch_size=self.options.batch_size,
-            steps=steps,
-            gradient_noise_correction=self.corrects_noise,
-        )
-
-    def evaluate(
-        self,
-        pool: Workers[Runners],
-        block: range,
-        precision: Precision,
-        observe: Callable[[slice], None] = lambda here: None,
-    ) -> None:
-        rows, starts = slice(block.start, block.stop), self.bank.row_starts[block.start : block.stop + 1]
-        params = self.bank.params[int(starts[0]) : int(starts[-1])]
-        for each, stack in zip(self.sets, self.of_sets, strict=True):
-            own = replace(stack, coordinate_starts=stack.coordinate_starts[rows])
-            ops.dense_losses(own, params, starts - starts[0], self.losses[: len(block), each.columns])
-        observe(slice(0, len(block)))
+        return {
+            "row_starts": bank.row_starts,
+            "center_starts": bank.center_starts,
+            "lr": state.lr,
+            "n_beta": state.n_beta,
+            "localization": state.localization,
+            "noise_scale": state.noise_scale,
+            "chain_ids": state.chain_ids,
+            "seed": state.seed,
+            "step": state.step,
+            "rule": self.sampler.rule(state),
+            "replicas": 0 * replicas if self.options.shared_minibatches else replicas,
+            "batch_size": self.options.batch_size,
+            "steps": steps,
+            "gradient_noise_correction": self.corrects_noise,
+        }
 
     def measure_tile(self, pool: Workers[Runners]) -> None:
         """A kernel runs one chain at a time."""
@@ -104,7 +140,7 @@ def native_ensemble(
     chains = plan.chains * len(plan.settings)
     model = posterior.model, posterior.loss, plan.components, chains
     stack = dense_stack(*model, posterior.data, posterior.weights)
-    of_sets = [dense_stack(*model, each.data, None) for each in sets]
+    of_sets = dense_stack(*model, joined([each.data for each in sets]), None)
     bank, state = at_center(posterior, sampler, plan, options)
     return NativeEnsemble(
         posterior=posterior,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,18 @@ from tqdm import tqdm
 
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.checkpoint import Checkpoint
-from patterning_fast.engine.ensemble import Ensemble
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
     Precision,
     joint_coordinates,
     lay_out_sets,
-    losses_at_center,
 )
 from patterning_fast.engine.identity import fingerprint, run_identity
-from patterning_fast.engine.native_ensemble import native_ensemble
+from patterning_fast.engine.native_ensemble import NativeEnsemble, native_ensemble
 from patterning_fast.engine.options import Engine, Keeping, Options
 from patterning_fast.engine.recording import Runners
-from patterning_fast.engine.torch_ensemble import torch_ensemble
+from patterning_fast.engine.run import NativeRun, Run, TorchRun
+from patterning_fast.engine.torch_ensemble import TorchEnsemble, torch_ensemble
 from patterning_fast.engine.trace_store import TraceStore
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
@@ -40,110 +38,9 @@ from patterning_fast.posterior.dense import NotDense
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch
 from patterning_fast.samplers.langevin import Sampler
-from patterning_fast.samplers.sgld import SGLD
 
 TOTALS_BYTES = 256 * 2**20
 """Memory up to which every chain (or antithetic pair) has totals of its own: a diverged one is left out alone."""
-
-DIVERGED = 100.0
-"""A chain has diverged where |L(w) − L(w*)| exceeds this many times 1 + |L(w*)|: no posterior of use reaches there."""
-
-
-class ChainDivergedError(RuntimeError):
-    """No healthy chains are left; says which hyper-parameter to change, and how."""
-
-
-@dataclass
-class Run:
-    """What `sample` holds between two draws."""
-
-    ensemble: Ensemble
-    loss_set: EvaluationSet
-    totals: Comoments
-    units_per_bundle: int
-    bundles: Tensor
-    """The totals that each row adds to, int64 `[rows]`; diverged rows add to the last, which nobody reads."""
-    store: TraceStore | None
-    seconds: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    """0-d: time spent until now."""
-    observables: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        rows, observables = len(self.ensemble.losses), self.totals.observable_shift.numel()
-        self.observables = self.ensemble.reference.new_empty(rows, observables)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All that changes from step to step: with it a run goes on from where it was."""
-        moving = self.ensemble
-        parts = {"state": moving.state.tensors(), "totals": vars(self.totals), "traces": vars(moving.traces)}
-        named = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-        own = {"params": moving.bank.params, "bundles": self.bundles, "tile": moving.tile, "seconds": self.seconds}
-        return own | named
-
-    def draw(self, pool: Workers[Runners], draw: int) -> None:
-        """Evaluate every chain where it is, and add it to the statistics."""
-        moving, tracked = self.ensemble, self.totals.loss_shift.numel()
-        moving.traces.distance[:, draw] = moving.bank.distances().cpu()
-        for block in moving.blocks():
-            moving.evaluate(pool, block, moving.options.precision, self.observe)
-            now, rows = slice(0, len(block)), slice(block.start, block.stop)
-            phi = self.observables[now, 0].double().cpu()
-            self.freeze_diverged(block, phi, draw)
-            lost = moving.traces.diverged[rows]
-            moving.losses[now][lost.to(moving.losses.device)] = math.nan
-            moving.traces.phi[rows, draw] = phi.masked_fill(lost, math.nan)
-            losses = moving.losses[now, :tracked]
-            if self.store:
-                self.store.add(draw, block, moving.traces.phi[rows, draw], moving.traces.distance[rows, draw], losses)
-            self.totals.update(losses.contiguous(), self.observables[now], self.bundles[rows])
-            if moving.options.precision == "bfloat16" and draw == moving.options.draws - 1:
-                moving.traces.rounding[rows] = self.rounding(pool, block)
-
-    def observe(self, here: slice) -> None:
-        """Write the observables of losses just evaluated."""
-        shift = self.ensemble.losses[here] - self.ensemble.reference
-        self.observables[here, 0] = shift[:, self.loss_set.columns].double().mean(1).float()
-        self.observables[here, 1:] = shift[:, : self.observables.shape[1] - 1]
-
-    def rounding(self, pool: Workers[Runners], block: range) -> Tensor:
-        """Root mean square error of l − l(w*) as evaluated, over that of l − l(w*) in float32, `[rows]`."""
-        moving, tracked = self.ensemble, slice(0, self.totals.loss_shift.numel())
-        found = (moving.losses - moving.reference)[: len(block), tracked]
-        moving.evaluate(pool, block, "float32")
-        center = losses_at_center(moving.posterior, moving.sets, pool, "float32")
-        exact = (moving.losses - center)[: len(block), tracked]
-        return ((found - exact).square().mean(1) / exact.square().mean(1)).sqrt().cpu()
-
-    def freeze_diverged(self, block: range, phi: Tensor, draw: int) -> None:
-        """Freeze the rows that have diverged since the last draw; nothing of their bundle counts from now on."""
-        moving = self.ensemble
-        diverged = moving.traces.diverged
-        limit = DIVERGED * (1 + abs(float(moving.reference[self.loss_set.columns].mean())))
-        finite = torch.isfinite(moving.losses[: len(block)].sum(1)).cpu()
-        lost = (~finite | (phi.abs() > limit)) & ~diverged[block.start : block.stop]
-        for row in (lost.nonzero().squeeze(1) + block.start).tolist():
-            diverged[row] = True
-            moving.state.freeze(moving.bank, row)
-            self.bundles[row] = self.totals.count.numel() - 1
-        if bool(diverged.all()):
-            raise ChainDivergedError(
-                f"all {moving.plan.rows} chains have diverged by draw {draw}: "
-                + advice(moving.sampler, moving.plan.settings[0])
-            )
-
-
-def advice(sampler: Sampler, setting: Setting) -> str:
-    """Which hyper-parameter to change where chains diverge."""
-    pull = setting.lr * setting.localization
-    if isinstance(sampler, SGLD) and pull >= 4:
-        return (
-            f"lr·localization is {pull:.3g}, and must be below 4: lower lr below {4 / setting.localization:.2g}, "
-            "or lower localization"
-        )
-    return (
-        f"at lr={setting.lr:g} they overshoot: lower lr (try {setting.lr / 10:.1g}), or lower n_beta, until steps are "
-        "short beside the width of the posterior; a loss that has no floor near w* needs more localization"
-    )
 
 
 def sample(
@@ -277,16 +174,15 @@ def sample_settings(
                 disable=not progress,
             )
         )
-        for draw in range(done, options.total_draws):
-            moving.advance(pool, options.steps_between_draws)
-            if draw >= options.burn_in:
-                run.draw(pool, draw - options.burn_in)
+        while done < options.total_draws:
+            number = run.advance(pool, done)
+            done += number
             run.seconds.fill_(time.monotonic() - started)
-            if saved and (saved.due() or draw == options.total_draws - 1):
+            if saved and (saved.due() or done == options.total_draws):
                 if store:
                     store.flush()
-                saved.save(draw + 1, run.tensors())
-            bar.update(steps)
+                saved.save(done, run.tensors())
+            bar.update(number * steps)
     attrs |= {"tile": int(moving.tile), "engine": moving.engine, "seconds": float(run.seconds)}
     return [
         Statistics(
@@ -345,7 +241,7 @@ def chosen_ensemble(
     sets: list[EvaluationSet],
     options: Options,
     pool: Workers[Runners],
-) -> Ensemble:
+) -> TorchEnsemble | NativeEnsemble:
     """The fastest that fits, of those that options allow; raises ValueError where "native" alone does, and does not."""
     arguments = posterior, sampler, plan, sets, options, pool
     if options.engine == "torch":
@@ -382,11 +278,13 @@ def start(
         if units_per_group % units == 0 and (plan.cells * plan.units // units <= most or units == units_per_group)
     )
     bundles = plan.cells * plan.units // units_per_bundle
-    return Run(
-        ensemble=moving,
-        loss_set=loss_set,
-        totals=Comoments.zeros(bundles + 1, moving.reference[:tracked], observables),
-        units_per_bundle=units_per_bundle,
-        bundles=plan.bundles(units_per_bundle).to(moving.reference.device),
-        store=store,
-    )
+    common: dict[str, Any] = {
+        "loss_set": loss_set,
+        "totals": Comoments.zeros(bundles + 1, moving.reference[:tracked], observables),
+        "units_per_bundle": units_per_bundle,
+        "bundles": plan.bundles(units_per_bundle).to(moving.reference.device),
+        "store": store,
+    }
+    if isinstance(moving, NativeEnsemble):
+        return NativeRun(ensemble=moving, **common)
+    return TorchRun(ensemble=moving, **common)

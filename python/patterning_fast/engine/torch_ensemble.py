@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,9 @@ from patterning_fast.posterior.losses import Batch
 from patterning_fast.samplers.langevin import Sampler
 from patterning_fast.samplers.sgld import SGLD
 
+BLOCK_BYTES = 64 * 2**20
+"""Losses of the chains evaluated before they are added to the totals: small beside the totals themselves."""
+
 MeanLoss = Callable[[nn.Module, Batch, Tensor], Tensor]
 """Mean loss of a model on a minibatch, given its data and its samples' indices."""
 
@@ -42,6 +45,18 @@ class TorchEnsemble(Ensemble):
     """Chains whose model torch runs: any there is."""
 
     recordings: Recordings
+    losses: Tensor = field(init=False)
+    """Of a block of rows as evaluated last, `[rows of a block, losses]`."""
+
+    def __post_init__(self) -> None:
+        row_bytes = 4 * self.reference.numel()
+        block = min(self.plan.rows, max(4 * torch.get_num_threads(), BLOCK_BYTES // row_bytes))
+        self.losses = self.reference.new_empty(block, self.reference.numel())
+
+    def blocks(self) -> list[range]:
+        """All rows, in blocks that are evaluated in turn."""
+        starts = range(0, self.plan.rows, len(self.losses))
+        return [range(start, min(start + len(self.losses), self.plan.rows)) for start in starts]
 
     @property
     def evaluated(self) -> list[str]:
@@ -165,6 +180,8 @@ class TorchEnsemble(Ensemble):
         precision: Precision,
         observe: Callable[[slice], None] = lambda here: None,
     ) -> None:
+        """Write the losses of some rows into the top of `losses`, and `observe` those written as they come."""
+
         def one(runners: Runners, rows: slice) -> None:
             suffix = self.suffix(rows.start // self.plan.chains)
             here = slice(rows.start - block.start, rows.stop - block.start)

@@ -56,18 +56,11 @@ class Comoments:
 
     def update(self, losses: Tensor, observables: Tensor, groups: Tensor) -> None:
         """Add one draw of some chains: losses `[chains, losses]`, observables `[chains, observables]`."""
-        ops.comoments_update(
-            losses,
-            observables,
-            self.loss_shift,
-            self.observable_shift,
-            groups,
-            self.count,
-            self.loss_sum,
-            self.observable_sum,
-            self.cross,
-            self.observable_square,
-        )
+        ops.comoments_update(losses, observables, self.loss_shift, self.observable_shift, groups, *self.tensors())
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What draws are added to, in the order of the op."""
+        return self.count, self.loss_sum, self.observable_sum, self.cross, self.observable_square
 
     def merge(self, other: Comoments) -> Comoments:
         """Totals of the draws of both, of the same groups about the same shifts.

@@ -49,8 +49,8 @@ def learning_coefficient(widths: Sequence[int], rank: int) -> LearningCoefficien
 def deep_linear_network(widths: Sequence[int], rank: int, seed: int = 0) -> nn.Sequential:
     """A network at a parameter whose learning coefficient `learning_coefficient` gives: all matrices of that rank.
 
-    Each layer maps the same `rank` directions of one width onto those of the next, by singular values between 0.8 and 1.2,
-    and the rest to 0. Raises ValueError as `learning_coefficient` does.
+    Each layer maps the same `rank` directions of one width onto those of the next, by singular values between 0.8 and
+    1.2, and the rest to 0. Raises ValueError as `learning_coefficient` does.
     """
     learning_coefficient(widths, rank)
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
 """`dense_losses`, `dense_steps`, `dense_draws`: chains of small models, many steps and draws of each in one call.
 
-Each chain's whole loop (minibatch, gradient, noise, update, losses, moments) runs on one core and in its cache. The model is described
-by data: a stack of dense layers, of any widths, that may share weights.
+Each chain's whole loop (minibatch, gradient, noise, update, losses, moments) runs on one core and in its cache. The
+model is described by data: a stack of dense layers, of any widths, that may share weights.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def losses_cpp(rows: Tensor, row_starts: Tensor, *rest: Tensor) -> None:
 def steps_fields(*arguments: Any) -> tuple[tuple[int, ...], tuple[int | float, ...], int, int, int, int]:
     """What csrc's DenseSteps is made of, in order."""
     replicas, batch, steps, corrects_noise = arguments[24:]
-    step = step_fields(*arguments[:16], None, None, None)
+    step = step_fields(*arguments[:16], None, None, None)  # type: ignore[call-arg]
     return stack_fields(*arguments[16:24]), step, replicas.data_ptr(), batch, steps, int(corrects_noise)
 
 

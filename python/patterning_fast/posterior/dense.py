@@ -73,6 +73,23 @@ def of_sequential(model: nn.Module) -> list[tuple[str, str | None, bool, str]]:
     return described
 
 
+def pair(data: Batch) -> tuple[Tensor, Tensor]:
+    """Inputs, float32 `[samples, inputs]`, and targets; raises NotDense for data that are none."""
+    x, y = data if isinstance(data, tuple) and len(data) == 2 else (None, None)
+    if x is None or y is None or x.dtype != torch.float32 or x.dim() != 2:
+        raise NotDense("the data are no pair (x, y) of float32 x [samples, inputs]")
+    return x, y
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """All parts' samples, one after another; raises NotDense for parts that are not alike."""
+    pairs = [pair(each) for each in parts]
+    if len({(x.shape[1:], y.shape[1:], y.dtype) for x, y in pairs}) > 1:
+        raise NotDense("the probes differ in shape or dtype")
+    x = torch.cat([x for x, _ in pairs])
+    return x, x if all(x is y for x, y in pairs) else torch.cat([y for _, y in pairs])
+
+
 def dense_stack(
     model: nn.Module, loss: Loss, components: list[Component], chains: int, data: Batch, weights: Tensor | None
 ) -> DenseStack:
@@ -80,9 +97,7 @@ def dense_stack(
     layers = dense_layers(model)
     if loss not in (losses.squared_error, losses.cross_entropy):
         raise NotDense(f"the loss is {getattr(loss, '__name__', loss)}")
-    x, y = data if isinstance(data, tuple) and len(data) == 2 else (None, None)
-    if x is None or y is None or x.dtype != torch.float32 or x.dim() != 2:
-        raise NotDense("the data are no pair (x, y) of float32 x [samples, inputs]")
+    x, y = pair(data)
     if x.device.type != "cpu":
         raise NotDense(f"the data are on {x.device}")
     labelled = loss is losses.cross_entropy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +63,7 @@ def dense_losses(
     losses: Tensor,
 ) -> None:
     """The contract is that of `patterning_fast.ops.dense_losses`."""
-    for chain, (start, stop) in enumerate(zip(row_starts.tolist(), row_starts.tolist()[1:], strict=False)):
+    for chain, (start, stop) in enumerate(pairwise(row_starts.tolist())):
         own = coordinates_of(coordinate_starts, coordinates, chain, stop - start)
         losses[chain] = losses_of(parameters(rows[start:stop].double(), base, own), layers, inputs, targets, labels)
 
@@ -200,9 +201,7 @@ def dense_draws(
             replicas, batch, steps, corrects_noise,
         )  # fmt: skip
         found = params.new_empty(len(lr), samples)
-        dense_losses(
-            params, row_starts, *model, evaluated_inputs, evaluated_targets, evaluated_labels, None, found
-        )
+        dense_losses(params, row_starts, *model, evaluated_inputs, evaluated_targets, evaluated_labels, None, found)
         shift = found - center_losses
         mean = shift[:, phi_begin:phi_end].double().mean(1).float()
         moving[~found.isfinite().all(1) | (mean.abs() > limit)] = 0
@@ -214,7 +213,7 @@ def dense_draws(
         )  # fmt: skip
         stopped = moving == 0
         phi[draw] = mean.double().masked_fill(stopped, math.nan)
-        for chain, (start, stop) in enumerate(zip(starts, starts[1:], strict=False)):
+        for chain, (start, stop) in enumerate(pairwise(starts)):
             at = int(center_starts[chain])
             distance[draw, chain] = (params[start:stop].double() - center[at : at + stop - start].double()).norm()
         if losses is not None:
