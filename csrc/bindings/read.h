@@ -60,7 +60,7 @@ inline LinearCrossEntropy read_linear_cross_entropy(const pybind11::tuple& field
 inline WeightedCrossEntropy read_weighted_cross_entropy(const pybind11::tuple& fields) {
   return read<WeightedCrossEntropy, 8>(fields);
 }
-inline DenseStack read_dense_stack(const pybind11::tuple& fields) { return read<DenseStack, 11>(fields); }
+inline DenseStack read_dense_stack(const pybind11::tuple& fields) { return read<DenseStack, 13>(fields); }
 inline RotaryAttention read_rotary_attention(const pybind11::tuple& fields) { return read<RotaryAttention, 9>(fields); }
 inline RotaryAttentionGradient read_rotary_attention_gradient(const pybind11::tuple& fields) {
   return read<RotaryAttentionGradient, 11>(fields);

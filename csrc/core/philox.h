@@ -23,7 +23,7 @@ PF_INLINE Words4 philox4x32(Words4 counter, uint32_t key_lo, uint32_t key_hi) {
 }
 
 // What a counter is used for: two uses never share one.
-enum class Stream : uint32_t { noise = 0, minibatch = 1, observable = 2 };
+enum class Stream : uint32_t { noise = 0, minibatch = 1, observable = 2, data = 3 };
 
 // Where a draw is used. Index counts blocks of four numbers. Bits past the 32nd of index, step and chain go to the
 // last word, 8 bits each, beside the stream: 2^40 of each before any two places meet.

@@ -25,11 +25,12 @@ struct DenseStack {
   const float* base;                 // [params] w*, of the whole model
   const int64_t* coordinate_starts;  // [chains] first of the coordinates that a chain's row holds; -1 where it holds all
   const int64_t* coordinates;        // places among params
-  const float* inputs;               // [samples, in]
-  const float* targets;              // [samples, out]; null where there are labels
-  const int64_t* labels;             // [samples]; null where there are targets
+  const float* inputs;               // [samples, in]; null where samples are made from presence
+  const float* targets;              // [samples, out]; null where there are labels, or made inputs are targets too
+  const int64_t* labels;             // [samples]; null for squared error
   const float* weights;              // [samples] rho; null for all 1
-  int64_t depth, params, samples;
+  const float* presence;             // [in] how often feature i is there: made where it is asked for, see sparse_features
+  int64_t depth, params, samples, data_seed;
 };
 
 // losses[c * stride + j] = loss of sample j on chain c.

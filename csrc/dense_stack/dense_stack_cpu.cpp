@@ -10,6 +10,7 @@
 #include "core/noise_block.h"
 #include "core/parallel.h"
 #include "dense_stack/dense_product.h"
+#include "dense_stack/sparse_features.h"
 #include "langevin_step/step_row.h"
 #include "per_sample_langevin_step/per_sample_rule.h"
 
@@ -20,6 +21,7 @@ namespace {
 constexpr int64_t kColumns = 64;      // samples whose losses are made together
 constexpr int64_t kItemsTogether = 4;  // chains, or groups of them, that a thread takes at a time
 constexpr int64_t kPad = std::max<int64_t>(kTileLanes, kTurned);
+static_assert(kSamplesTogether % kPad == 0);
 
 int64_t padded(int64_t count) { return round_up(count, kPad); }
 int64_t outputs(const DenseStack& stack) { return stack.layers[stack.depth - 1].out; }
@@ -31,12 +33,13 @@ bool is_linear(const DenseStack& stack) {
          });
 }
 
-// All samples as rows: inputs, a 1, and for linear stacks the targets; then zeros.
+// All samples as rows: inputs, a 1, and for linear stacks the targets; then zeros. None where samples are made.
 class Table {
  public:
   Table(const DenseStack& stack, int threads)
       : in_(stack.layers[0].in), width_(padded(in_ + 1 + (is_linear(stack) ? outputs(stack) : 0))),
-        rows_(size_t(stack.samples * width_)) {
+        rows_(size_t(stack.inputs ? stack.samples * width_ : 0)) {
+    if (!stack.inputs) return;
     const int64_t out = outputs(stack);
     parallel_for(divide_up(stack.samples, kColumns), threads, [&](int64_t part) {
       for (int64_t s = part * kColumns; s < std::min(stack.samples, (part + 1) * kColumns); ++s) {
@@ -61,7 +64,7 @@ class Table {
 class Model {
  public:
   Model(const DenseStack& stack, int64_t batch, bool keeps_slopes = false)
-      : stack_(stack), batch_(batch), columns_(padded(batch)), full_(size_t(stack.params)), grads_(size_t(stack.params)) {
+      : stack_(stack), batch_(batch), columns_(stack.presence ? round_up(batch, kSamplesTogether) : padded(batch)), full_(size_t(stack.params)), grads_(size_t(stack.params)) {
     int64_t widest = 0, most = 0;
     for (int64_t at = 0; at < stack.depth; ++at) {
       const DenseLayer& layer = stack.layers[at];
@@ -101,15 +104,21 @@ class Model {
   // The first `count` of samples(), and what they should give.
   void take(int64_t count) {
     const int64_t in = stack_.layers[0].in;
-    for (int64_t b = 0; b < count; ++b) {
-      const float* const from = stack_.inputs + samples_[size_t(b)] * in;
-      for (int64_t i = 0; i < in; ++i) units_[0][size_t(i * columns_ + b)] = from[i];
+    if (stack_.presence) {
+      std::fill(samples_.begin() + count, samples_.end(), samples_[0]);  // whose columns are never summed
+      sparse_features(stack_.presence, in, uint64_t(stack_.data_seed), samples_.data(), count, units_[0].data(), columns_);
+    } else {
+      for (int64_t b = 0; b < count; ++b) {
+        const float* const from = stack_.inputs + samples_[size_t(b)] * in;
+        for (int64_t i = 0; i < in; ++i) units_[0][size_t(i * columns_ + b)] = from[i];
+      }
     }
     take_targets(count);
   }
 
-  // All of a minibatch, from the table.
+  // All of a minibatch, from the table where there is one.
   void take(const Table& table) {
+    if (stack_.presence) return take(batch_);
     std::fill_n(samples_.begin() + batch_, columns_ - batch_, samples_[0]);  // whose columns are never summed
     inputs_ = table.rows(samples_.data());
     turn(inputs_, columns_, padded(stack_.layers[0].in + 1), units_[0].data(), columns_);
@@ -133,7 +142,7 @@ class Model {
     const int64_t out = outputs(stack_);
     const float* const z = units_.back().data();
     for (int64_t b = 0; b < count; ++b) {
-      if (stack_.targets) {
+      if (!stack_.labels) {
         float sum = 0.0f;
         for (int64_t o = 0; o < out; ++o) {
           const float off = z[o * columns_ + b] - targets()[o * columns_ + b];
@@ -226,11 +235,12 @@ class Model {
   }
 
   // Autoencoders need no second copy of their inputs.
-  const float* targets() const { return stack_.targets == stack_.inputs ? units_[0].data() : targets_.data(); }
+  bool has_targets() const { return stack_.targets && stack_.targets != stack_.inputs; }
+  const float* targets() const { return has_targets() ? targets_.data() : units_[0].data(); }
 
   void take_targets(int64_t count) {
     const int64_t out = outputs(stack_);
-    if (stack_.targets && stack_.targets != stack_.inputs)
+    if (has_targets())
       for (int64_t b = 0; b < count; ++b)
         for (int64_t o = 0; o < out; ++o)
           targets_[size_t(o * columns_ + b)] = stack_.targets[samples_[size_t(b)] * out + o];
@@ -281,7 +291,7 @@ class Model {
   void slope_of_loss() {
     const int64_t out = outputs(stack_);
     const float* const z = units_.back().data();
-    if (stack_.targets) {
+    if (!stack_.labels) {
       const float* const y = targets();
       for (int64_t o = 0; o < out; ++o)
         for (int64_t b = 0; b < columns_; b += kTileLanes) {

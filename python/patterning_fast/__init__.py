@@ -9,6 +9,7 @@ from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.ops.library import use_backend
+from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.patterning.inversion import Plan, invert
 from patterning_fast.patterning.modes import Mode, Modes, modes
 from patterning_fast.patterning.verification import verify
@@ -33,6 +34,7 @@ __all__ = [
     "Modes",
     "Plan",
     "RMSPropSGLD",
+    "SparseFeatures",
     "Statistics",
     "attention_heads",
     "calibrate",

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import patterning_fast as pf
-from patterning_fast.models.superposition import TiedAutoencoder, sparse_features
+from patterning_fast.models.superposition import TiedAutoencoder
 from patterning_fast.samplers.langevin import Sampler
 
 SAMPLING: dict[str, Any] = {"chains": 6, "draws": 5, "steps_between_draws": 3, "batch_size": 7, "progress": False}
@@ -159,19 +159,45 @@ def test_what_does_not_fit_runs_in_torch_and_says_why(model: nn.Module, why: str
         pf.sample(posterior(model), SAMPLERS[0], engine="fast", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS[:2], ids=["plain", "corrected"])
+def test_data_made_on_the_spot(sampler: Sampler) -> None:
+    """Of more samples than could be held; torch sees the very same ones."""
+    features = pf.SparseFeatures(2**32, torch.tensor([0.1, 0.9, 1.0, 0.5, 0.3, 0.2]), seed=7)
+    one = pf.LocalPosterior(
+        module("tied"), pf.losses.squared_error, (features, features), n_beta=20.0, localization=50.0
+    )
+    probes = {"few": (features[:9], features[:9])}
+    hold_alike(one, sampler, probes=probes, loss_samples=30)
+    with pytest.raises(ValueError, match=r"4,294,967,296 samples.*name probes"):
+        pf.sample(one, sampler, loss_samples=30, **SAMPLING)
+    with pytest.raises(ValueError, match=r"4,294,967,296 samples.*loss_samples"):
+        pf.sample(one, sampler, probes=probes, **SAMPLING)
+
+
+def test_made_data_are_those_held() -> None:
+    features = pf.SparseFeatures(20, torch.full((6,), 0.4))
+    made, held = (
+        pf.sample(
+            pf.LocalPosterior(module("tied"), pf.losses.squared_error, (x, x), n_beta=20.0, localization=50.0),
+            SAMPLERS[0],
+            **SAMPLING,
+        )
+        for x in (features, features[:])
+    )
+    assert made.attrs["engine"] == held.attrs["engine"] == "native"
+    np.testing.assert_allclose(made.llc()["llc"], held.llc()["llc"], rtol=1e-5)
+
+
 def test_superposition() -> None:
     """The built-in model, from its data to its learning coefficient; what it is made of says what it refuses."""
     torch.manual_seed(0)
-    model, x = TiedAutoencoder(5), sparse_features(500, 5, 0.2)
-    assert 0.17 < float((x > 0).float().mean()) < 0.23  # 2,500 features at ⅕: 0.2 ± 0.008
+    model, x = TiedAutoencoder(5), pf.SparseFeatures(500, torch.full((5,), 0.2))[:]
     pf.train(model, (x, x), pf.losses.squared_error, steps=50, batch_size=50, lr=1e-2, progress=False)
     run = pf.sample(posterior_of(model, x), SAMPLERS[0], chains=4, draws=5, progress=False)
     assert run.attrs["engine"] == "native"
     assert np.isfinite(run.llc()["llc"]).all()
     with pytest.raises(ValueError, match="at least 1"):
         TiedAutoencoder(0)
-    with pytest.raises(ValueError, match="probability"):
-        sparse_features(10, 5, 0.0)
 
 
 def posterior_of(model: TiedAutoencoder, x: torch.Tensor) -> pf.LocalPosterior:

@@ -15,7 +15,7 @@ from patterning_fast.engine.sample import sample_settings
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.posterior.components import Component
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch
+from patterning_fast.posterior.losses import Data
 from patterning_fast.samplers.langevin import Sampler
 
 VERDICTS = ("healthy", "not mixed", "negative", "diverged")
@@ -33,7 +33,7 @@ def calibrate(
     n_beta: Sequence[float] | None = None,
     localization: Sequence[float] | None = None,
     components: Mapping[str, Component] | None = None,
-    probes: Mapping[str, Batch] | None = None,
+    probes: Mapping[str, Data] | None = None,
     chains: int = 4,
     draws: int = 100,
     burn_in: int = 0,

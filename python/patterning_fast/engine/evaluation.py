@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_map
 from patterning_fast.engine.recording import recalled
 from patterning_fast.engine.suffix import Recorded, Runner, Suffix
 from patterning_fast.engine.workers import Workers
-from patterning_fast.posterior.data import check_data, sample_count, take, to_device
+from patterning_fast.posterior.data import MOST_SAMPLES, check_data, held, sample_count, take, to_device
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch
+from patterning_fast.posterior.losses import Batch, Data
 
 LOSS_SAMPLES = "samples of L"
 """Name of the evaluation set that is only there for L."""
@@ -91,19 +91,23 @@ def joint_coordinates(sets: list[EvaluationSet]) -> dict[str, np.ndarray]:
 
 
 def lay_out_sets(
-    posterior: LocalPosterior, probes: Mapping[str, Batch] | None, loss_samples: int | Tensor | None, seed: int
+    posterior: LocalPosterior, probes: Mapping[str, Data] | None, loss_samples: int | Tensor | None, seed: int
 ) -> tuple[list[EvaluationSet], EvaluationSet]:
     """The probes, and the set whose mean loss is L: one of the probes where that is the posterior's very data."""
     device = next(posterior.model.parameters()).device
     wanted = {"data": posterior.data} if probes is None else probes
     for name, data in wanted.items():
         check_data(f"probes[{name!r}]", data, posterior.model)
-    sets = {name: to_device(data, str(device)) for name, data in wanted.items()}
+    sets = {name: to_device(held(f"probes[{name!r}]", data), str(device)) for name, data in wanted.items()}
     own = [name for name, data in wanted.items() if data is posterior.data]
-    indices, loss_data = loss_indices(posterior, loss_samples, seed), posterior.data
+    indices = loss_indices(posterior, loss_samples, seed)
     if indices is not None:
-        loss_data, own = take(posterior.data, indices), []
-    laid_out = evaluation_sets(posterior, [*sets.items(), *([] if own else [(LOSS_SAMPLES, loss_data)])])
+        own = []
+    more = []
+    if not own:
+        loss_data = held("data", posterior.data) if indices is None else take(posterior.data, indices)
+        more.append((LOSS_SAMPLES, loss_data))
+    laid_out = evaluation_sets(posterior, [*sets.items(), *more])
     return laid_out[: len(sets)], laid_out[list(sets).index(own[0])] if own else laid_out[-1]
 
 
@@ -113,8 +117,13 @@ def loss_indices(posterior: LocalPosterior, loss_samples: int | Tensor | None, s
     if isinstance(loss_samples, int):
         if loss_samples < 1:
             raise ValueError(f"loss_samples must be at least 1, got {loss_samples}")
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        loss_samples = None if loss_samples >= count else order[:loss_samples].sort().values
+        if loss_samples >= count:
+            return None
+        if count > MOST_SAMPLES:  # made on the spot, and independent: the first are as good as any
+            loss_samples = torch.arange(loss_samples)
+        else:
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+            loss_samples = order[:loss_samples].sort().values
     if loss_samples is None:
         return None
     if loss_samples.dim() != 1 or not loss_samples.numel() or not 0 <= loss_samples.min() <= loss_samples.max() < count:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.engine.evaluation import EvaluationSet
+from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior.components import Component
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch
+from patterning_fast.posterior.losses import Data
 
 Identity = dict[str, Any]
 """Nested JSON: names to hashes, and the configuration in clear."""
@@ -54,9 +55,12 @@ def digest(tensor: Tensor) -> str:
     return running.hexdigest()
 
 
-def digests(data: Batch) -> list[str]:
-    """One hash for each tensor of the data."""
-    return [digest(tensor) for tensor in (data if isinstance(data, tuple) else (data,))]
+def digests(data: Data) -> list[str]:
+    """One hash for each tensor of the data; of those made on the spot, what they are made from."""
+    return [
+        f"{digest(each.presence)} {len(each)} {each.seed}" if isinstance(each, SparseFeatures) else digest(each)
+        for each in (data if isinstance(data, tuple) else (data,))
+    ]
 
 
 def coordinates(component: Component) -> dict[str, str]:

@@ -44,7 +44,7 @@ from patterning_fast.ops.reference.philox import Stream
 from patterning_fast.posterior.components import FULL, Component, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch
+from patterning_fast.posterior.losses import Batch, Data
 from patterning_fast.samplers.sgld import SGLD
 
 DIFFERENCE = 0.01
@@ -59,7 +59,7 @@ def linear_response(
     sampler: SGLD,
     *,
     components: Mapping[str, Component] | None = None,
-    probes: Mapping[str, Batch] | None = None,
+    probes: Mapping[str, Data] | None = None,
     chains: int = 4,
     draws: int = 15,
     burn_in: int = 5,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from patterning_fast.engine.workers import Workers
 from patterning_fast.posterior.components import Component
 from patterning_fast.posterior.data import sample_count, take
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch
+from patterning_fast.posterior.losses import Data
 
 RECORDING_BATCH = 16
 """Samples recorded at a time."""
@@ -53,7 +53,7 @@ class Recordings:
 
 
 def recordings(
-    posterior: LocalPosterior, components: list[Component], sets: list[Batch], budget: int, pool: Workers[Runners]
+    posterior: LocalPosterior, components: list[Component], sets: Sequence[Data], budget: int, pool: Workers[Runners]
 ) -> Recordings:
     """Choose the best suffix of each component that agrees with the whole model; record the sets, in `budget` bytes.
 
@@ -133,7 +133,7 @@ def sizes_or_disagreement(
 
 
 def record(
-    posterior: LocalPosterior, wanted: Mapping[str, Suffix], data: Batch, pool: Workers[Runners]
+    posterior: LocalPosterior, wanted: Mapping[str, Suffix], data: Data, pool: Workers[Runners]
 ) -> dict[str, Tensor]:
     """All that is wanted of a set, by key, samples along the first dimension."""
     recorded: dict[str, Tensor] = {}

@@ -36,7 +36,7 @@ from patterning_fast.posterior.components import Component, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.dense import NotDense
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch
+from patterning_fast.posterior.losses import Data
 from patterning_fast.samplers.langevin import Sampler
 
 TOTALS_BYTES = 256 * 2**20
@@ -48,7 +48,7 @@ def sample(
     sampler: Sampler,
     *,
     components: Mapping[str, Component] | None = None,
-    probes: Mapping[str, Batch] | None = None,
+    probes: Mapping[str, Data] | None = None,
     chains: int = 8,
     draws: int = 100,
     burn_in: int = 0,
@@ -124,7 +124,7 @@ def sample_settings(
     sampler: Sampler,
     settings: tuple[Setting, ...],
     components: Mapping[str, Component] | None,
-    probes: Mapping[str, Batch] | None,
+    probes: Mapping[str, Data] | None,
     loss_samples: int | Tensor | None,
     options: Options,
     keeping: Keeping,

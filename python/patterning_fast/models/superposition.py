@@ -1,4 +1,7 @@
-"""The toy model of superposition (Elhage et al. 2022; learning coefficients along its training: arXiv:2310.06301)."""
+"""The toy model of superposition (Elhage et al. 2022; learning coefficients along its training: arXiv:2310.06301).
+
+Its data are `pf.SparseFeatures`, with themselves as targets.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,3 @@ class TiedAutoencoder(nn.Module):
     def dense_layers(self) -> list[tuple[str, str | None, bool, str]]:
         """Its layers, as kernels are told of them (see `posterior/dense.py`)."""
         return [("weight", None, False, "identity"), ("weight", "bias", True, "relu")]
-
-
-def sparse_features(samples: int, features: int, probability: float, seed: int = 0) -> Tensor:
-    """Samples `[samples, features]` of features that are uniform in [0, 1) with a probability, and else 0.
-
-    Raises ValueError for a probability outside (0, 1].
-    """
-    if not 0 < probability <= 1:
-        raise ValueError(f"probability must lie in (0, 1], got {probability}")
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.rand(samples, features, generator=generator)
-    return values * (torch.rand(samples, features, generator=generator) < probability)

@@ -9,6 +9,7 @@ from patterning_fast.ops.linear_cross_entropy import linear_cross_entropy, weigh
 from patterning_fast.ops.normal import normal_
 from patterning_fast.ops.per_sample_langevin_step import per_sample_langevin_step
 from patterning_fast.ops.rotary_attention import rotary_attention
+from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.ops.weighted_cross_entropy import weighted_cross_entropy
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "DenseLayer",
     "DenseStack",
     "RMSProp",
+    "SparseFeatures",
     "StepStatistics",
     "comoments_update",
     "dense_draws",

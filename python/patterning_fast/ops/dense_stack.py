@@ -19,6 +19,7 @@ from patterning_fast.ops.comoments_update import GROUPS
 from patterning_fast.ops.langevin_step import SGHMC, SGNHT, STATUS, RMSProp, parts
 from patterning_fast.ops.langevin_step import fields as step_fields
 from patterning_fast.ops.reference import dense_stack as reference
+from patterning_fast.ops.sparse_features import SparseFeatures
 
 
 class DenseLayer(NamedTuple):
@@ -43,14 +44,15 @@ class DenseStack:
     `base` is float32 `[params]`, all parameters of the model at w*. Chain c holds in its row the `coordinates` from
     `coordinate_starts[c]` on, int64 places among them; where that is −1, all.
     `inputs` is float32 `[samples, inputs]`, with `targets` float32 `[samples, outputs]` for ½|output − target|² or
-    `labels` int64 `[samples]` for cross entropy; `weights`, ρ, is float32 `[samples]`, None for all 1.
+    `labels` int64 `[samples]` for cross entropy; or it is `SparseFeatures`, which are their own targets. `weights`, ρ,
+    is float32 `[samples]`, None for all 1.
     """
 
     layers: list[DenseLayer]
     base: Tensor
     coordinate_starts: Tensor
     coordinates: Tensor
-    inputs: Tensor
+    inputs: Tensor | SparseFeatures
     targets: Tensor | None = None
     labels: Tensor | None = None
     weights: Tensor | None = None
@@ -73,13 +75,18 @@ class DenseStack:
             ]
             if layer.weight < 0 or any(start + size > self.base.numel() for start, size in ends):
                 raise ValueError(f"{op}: {layer} reaches outside the {self.base.numel()} parameters")
-        if (self.targets is None) == (self.labels is None):
-            raise ValueError(f"{op}: give targets or labels, not both")
+        made = isinstance(self.inputs, SparseFeatures)
+        if (self.targets is not None) + (self.labels is not None) != (0 if made else 1):
+            raise ValueError(f"{op}: give targets or labels, not both, and neither for sparse features")
         samples, outputs = len(self.inputs), self.layers[-1].outputs
         check_tensor(op, "base", self.base, torch.float32, (self.base.numel(),))
         check_tensor(op, "coordinate_starts", self.coordinate_starts, torch.int64, (self.coordinate_starts.numel(),))
         check_tensor(op, "coordinates", self.coordinates, torch.int64, (self.coordinates.numel(),))
-        check_tensor(op, "inputs", self.inputs, torch.float32, (samples, self.layers[0].inputs))
+        if isinstance(self.inputs, SparseFeatures):
+            check_tensor(op, "presence", self.inputs.presence, torch.float32, (outputs,))
+            check_tensor(op, "presence", self.inputs.presence, torch.float32, (self.layers[0].inputs,))
+        else:
+            check_tensor(op, "inputs", self.inputs, torch.float32, (samples, self.layers[0].inputs))
         if not samples:
             raise ValueError(f"{op}: there are no samples")
         if self.targets is not None:
@@ -102,10 +109,16 @@ class DenseStack:
         names = list(reference.ACTIVATIONS)
         return torch.tensor([[*layer[:5], names.index(layer.activation)] for layer in self.layers], dtype=torch.int64)
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def arguments(self) -> tuple[Tensor | int | None, ...]:
+        """Those of the torch ops."""
+        inputs, presence, seed = (
+            (None, self.inputs.presence, self.inputs.seed)
+            if isinstance(self.inputs, SparseFeatures)
+            else (self.inputs, None, 0)
+        )
         return (
-            self.table(), self.base, self.coordinate_starts, self.coordinates, self.inputs, self.targets, self.labels,
-            self.weights,
+            self.table(), self.base, self.coordinate_starts, self.coordinates, inputs, self.targets, self.labels,
+            self.weights, presence, len(self.inputs), seed,
         )  # fmt: skip
 
     def check_rows(self, op: str, row_starts: Tensor) -> None:
@@ -121,13 +134,11 @@ class DenseStack:
             )
 
 
-def stack_fields(*tensors: Tensor | None) -> tuple[int, ...]:
+def stack_fields(*arguments: Any) -> tuple[int, ...]:
     """The fields of csrc's DenseStack, in order."""
-    layers, base, inputs = tensors[0], tensors[1], tensors[4]
-    assert layers is not None
-    assert base is not None
-    assert inputs is not None
-    return (*map(address, tensors), len(layers), base.numel(), len(inputs))
+    tensors, (samples, seed) = arguments[:9], arguments[9:]
+    layers, base, *_ = tensors
+    return (*map(address, tensors), len(layers), base.numel(), samples, seed)
 
 
 def losses_cpp(rows: Tensor, row_starts: Tensor, *rest: Tensor) -> None:
@@ -140,9 +151,9 @@ def losses_cpp(rows: Tensor, row_starts: Tensor, *rest: Tensor) -> None:
 
 def steps_fields(*arguments: Any) -> tuple[tuple[int, ...], tuple[int | float, ...], int, int, int, int]:
     """What csrc's DenseSteps is made of, in order."""
-    replicas, batch, steps, corrects_noise = arguments[24:]
+    replicas, batch, steps, corrects_noise = arguments[27:]
     step = step_fields(*arguments[:16], None, None, None)  # type: ignore[call-arg]
-    return stack_fields(*arguments[16:24]), step, replicas.data_ptr(), batch, steps, int(corrects_noise)
+    return stack_fields(*arguments[16:27]), step, replicas.data_ptr(), batch, steps, int(corrects_noise)
 
 
 def steps_cpp(*arguments: Any) -> None:
@@ -150,23 +161,24 @@ def steps_cpp(*arguments: Any) -> None:
 
 
 def draws_cpp(*arguments: Any) -> None:
-    stack, (inputs, targets, labels, reference), moments = arguments[16:20], arguments[28:32], arguments[32:39]
-    phi, distance, losses, phi_begin, phi_end, limit = arguments[39:]
+    stack, (inputs, targets, labels, reference), moments = arguments[16:20], arguments[31:35], arguments[35:42]
+    phi, distance, losses, phi_begin, phi_end, limit = arguments[42:]
     _, groups, count, loss_sum, *_ = moments
     comoments = (
         0, 0, reference.data_ptr(), *map(address, moments), groups.numel(), loss_sum.shape[1], moments[0].numel(),
         count.numel(),
     )  # fmt: skip
     _C.dense_draws(
-        *steps_fields(*arguments[:28]), stack_fields(*stack, inputs, targets, labels, None), comoments,
-        reference.data_ptr(), phi.data_ptr(), distance.data_ptr(), address(losses), phi_begin, phi_end, len(phi), limit,
+        *steps_fields(*arguments[:31]),
+        stack_fields(*stack, inputs, targets, labels, None, None, len(inputs), 0), comoments, reference.data_ptr(),
+        phi.data_ptr(), distance.data_ptr(), address(losses), phi_begin, phi_end, len(phi), limit,
         torch.get_num_threads(),
     )  # fmt: skip
 
 
 STACK = (
-    "Tensor layers, Tensor base, Tensor coordinate_starts, Tensor coordinates, Tensor inputs, Tensor? targets, "
-    "Tensor? labels, Tensor? weights"
+    "Tensor layers, Tensor base, Tensor coordinate_starts, Tensor coordinates, Tensor? inputs, Tensor? targets, "
+    "Tensor? labels, Tensor? weights, Tensor? presence, int samples, int data_seed"
 )
 library.register(
     f"dense_losses(Tensor rows, Tensor row_starts, {STACK}, Tensor(a!) losses) -> ()",
@@ -206,7 +218,7 @@ def dense_losses(stack: DenseStack, rows: Tensor, row_starts: Tensor, losses: Te
             f"{list(losses.shape)}"
         )
     check_same_device(op, {"rows": rows, "row_starts": row_starts, "losses": losses, "base": stack.base})
-    torch.ops.patterning_fast.dense_losses(rows, row_starts, *stack.tensors(), losses)
+    torch.ops.patterning_fast.dense_losses(rows, row_starts, *stack.arguments(), losses)
 
 
 class Steps(TypedDict):
@@ -279,7 +291,7 @@ def checked_steps(
     check_same_device(op, wanted | numbers | place | {"center": center, "replicas": replicas, "base": stack.base})
     return (
         params, grads, center, row_starts, center_starts, *numbers.values(), *place.values(), name, constants,
-        state.get("second_moment", state.get("momentum")), state.get("thermostat"), *stack.tensors(), replicas,
+        state.get("second_moment", state.get("momentum")), state.get("thermostat"), *stack.arguments(), replicas,
         batch_size, steps, corrects_noise,
     )  # fmt: skip
 

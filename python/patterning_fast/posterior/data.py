@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, overload
+
 import torch
 from torch import Tensor, nn
 
-from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.ops.sparse_features import SparseFeatures
+from patterning_fast.posterior.losses import Batch, Data, Loss
+
+MOST_SAMPLES = 2**20
+"""Of data that are made where they are looked at, what is held at once."""
 
 
-def check_data(name: str, data: Batch, model: nn.Module) -> None:
+def check_data(name: str, data: Data, model: nn.Module) -> None:
     """Raise TypeError or ValueError unless `data` is samples along a common first dimension that `model` can take.
 
     Token ids are held to what the model says of itself, where it does: attributes `vocabulary` and `context`, or
     Hugging Face's `config.vocab_size` and `config.max_position_embeddings`.
     """
     tensors = data if isinstance(data, tuple) else (data,)
-    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+    if not tensors or not all(isinstance(tensor, Tensor | SparseFeatures) for tensor in tensors):
         raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {type(data).__name__}")
-    lengths = [len(tensor) if tensor.dim() else 0 for tensor in tensors]
+    lengths = [0 if isinstance(tensor, Tensor) and not tensor.dim() else len(tensor) for tensor in tensors]
     if len(set(lengths)) > 1:
         raise ValueError(f"{name}: the tensors of a tuple must agree on the number of samples, got {lengths}")
-    if lengths[0] == 0 or tensors[0].numel() == 0:
-        raise ValueError(f"{name} is empty: it needs at least one sample along the first dimension")
     tokens = tensors[0]
+    if isinstance(tokens, SparseFeatures):
+        return
+    if lengths[0] == 0 or tokens.numel() == 0:
+        raise ValueError(f"{name} is empty: it needs at least one sample along the first dimension")
     if tokens.is_floating_point() or tokens.dim() != 2:
         return
     config = getattr(model, "config", None)
@@ -40,22 +49,51 @@ def check_data(name: str, data: Batch, model: nn.Module) -> None:
         )
 
 
-def sample_count(data: Batch) -> int:
+def sample_count(data: Data) -> int:
     """Number of samples."""
     return len(data[0] if isinstance(data, tuple) else data)
 
 
-def take(data: Batch, which: Tensor | slice) -> Batch:
+def take(data: Data, which: Tensor | slice) -> Batch:
     """The samples at `which`."""
-    return tuple(tensor[which] for tensor in data) if isinstance(data, tuple) else data[which]
+    return parts_mapped(lambda part: part[which], data)
 
 
-def to_device(data: Batch, device: str) -> Batch:
+def held(name: str, data: Data) -> Batch:
+    """All samples as tensors; raises ValueError where they are made on the spot, and too many to hold."""
+    parts = data if isinstance(data, tuple) else (data,)
+    if not any(isinstance(each, SparseFeatures) for each in parts):
+        return data  # type: ignore[return-value]
+    if sample_count(data) > MOST_SAMPLES:
+        raise ValueError(
+            f"{name} has {sample_count(data):,} samples, of which {MOST_SAMPLES:,} can be evaluated: name probes of "
+            "fewer, and loss_samples"
+        )
+    return take(data, slice(None))
+
+
+@overload
+def to_device(data: Batch, device: str) -> Batch: ...
+
+
+@overload
+def to_device(data: Data, device: str) -> Data: ...
+
+
+def to_device(data: Data, device: str) -> Data:
     """The same samples on `device`."""
-    return tuple(tensor.to(device) for tensor in data) if isinstance(data, tuple) else data.to(device)
+    return parts_mapped(lambda part: part.to(device), data)
 
 
-def loss_shape(model: nn.Module, loss: Loss, data: Batch) -> tuple[int, ...]:
+def parts_mapped(function: Callable[[Any], Any], data: Data) -> Any:
+    """What `function` makes of each tensor; what comes twice in a tuple is the same twice again."""
+    if not isinstance(data, tuple):
+        return function(data)
+    made = {id(part): function(part) for part in {id(part): part for part in data}.values()}
+    return tuple(made[id(part)] for part in data)
+
+
+def loss_shape(model: nn.Module, loss: Loss, data: Data) -> tuple[int, ...]:
     """Shape of one sample's losses, () or (tokens,), from its first two samples; leaves `model` in eval mode.
 
     In eval mode no random number is drawn: training with weights and without sees the same dropout.

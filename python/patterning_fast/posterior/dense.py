@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from patterning_fast.ops.dense_stack import DenseLayer, DenseStack
+from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component
-from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.posterior.losses import Batch, Data, Loss
 
 WIDEST = 256
 """Wider layers are better left to a matrix library."""
@@ -73,15 +72,15 @@ def of_sequential(model: nn.Module) -> list[tuple[str, str | None, bool, str]]:
     return described
 
 
-def pair(data: Batch) -> tuple[Tensor, Tensor]:
+def pair(data: Data) -> tuple[Tensor, Tensor]:
     """Inputs, float32 `[samples, inputs]`, and targets; raises NotDense for data that are none."""
     x, y = data if isinstance(data, tuple) and len(data) == 2 else (None, None)
-    if x is None or y is None or x.dtype != torch.float32 or x.dim() != 2:
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor) or x.dtype != torch.float32 or x.dim() != 2:
         raise NotDense("the data are no pair (x, y) of float32 x [samples, inputs]")
     return x, y
 
 
-def joined(parts: list[Batch]) -> Batch:
+def joined(parts: list[Batch]) -> tuple[Tensor, Tensor]:
     """All parts' samples, one after another; raises NotDense for parts that are not alike."""
     pairs = [pair(each) for each in parts]
     if len({(x.shape[1:], y.shape[1:], y.dtype) for x, y in pairs}) > 1:
@@ -91,19 +90,13 @@ def joined(parts: list[Batch]) -> Batch:
 
 
 def dense_stack(
-    model: nn.Module, loss: Loss, components: list[Component], chains: int, data: Batch, weights: Tensor | None
+    model: nn.Module, loss: Loss, components: list[Component], chains: int, data: Data, weights: Tensor | None
 ) -> DenseStack:
     """A model on samples, with `chains` chains of each component; raises NotDense where it is none."""
     layers = dense_layers(model)
     if loss not in (losses.squared_error, losses.cross_entropy):
         raise NotDense(f"the loss is {getattr(loss, '__name__', loss)}")
-    x, y = pair(data)
-    if x.device.type != "cpu":
-        raise NotDense(f"the data are on {x.device}")
-    labelled = loss is losses.cross_entropy
-    shape = (len(x),) if labelled else (len(x), layers[-1].outputs)
-    if tuple(y.shape) != shape or y.dtype != (torch.int64 if labelled else torch.float32):
-        raise NotDense(f"the targets are {y.dtype} of shape {list(y.shape)}")
+    samples = samples_of(loss, data, layers[-1].outputs)
     parameters = dict(model.named_parameters())
     base = torch.cat([parameter.detach().flatten() for parameter in parameters.values()])
     places = dict(
@@ -121,8 +114,24 @@ def dense_stack(
         base,
         starts.repeat_interleave(chains),
         torch.cat(coordinates),
-        x.contiguous(),
-        None if labelled else y.contiguous(),
-        y.contiguous() if labelled else None,
-        None if weights is None else weights.reshape(math.prod(shape[:1])).contiguous(),
+        *samples,
+        None if weights is None else weights.flatten().contiguous(),
     )
+
+
+def samples_of(loss: Loss, data: Data, outputs: int) -> tuple[Tensor | SparseFeatures, Tensor | None, Tensor | None]:
+    """Inputs, targets and labels; raises NotDense where they do not fit loss and outputs."""
+    device = (data[0] if isinstance(data, tuple) else data).device
+    if device.type != "cpu":
+        raise NotDense(f"the data are on {device}")
+    labelled = loss is losses.cross_entropy
+    if isinstance(data, tuple) and isinstance(data[0], SparseFeatures):
+        if labelled or len(data) != 2 or data[1] is not data[0] or outputs != data[0].presence.numel():
+            raise NotDense("sparse features can only be their own targets, by squared error")
+        return data[0], None, None
+    x, y = pair(data)
+    shape = (len(x),) if labelled else (len(x), outputs)
+    if tuple(y.shape) != shape or y.dtype != (torch.int64 if labelled else torch.float32):
+        raise NotDense(f"the targets are {y.dtype} of shape {list(y.shape)}")
+    x, y = x.contiguous(), y.contiguous()
+    return (x, None, y) if labelled else (x, y, None)

@@ -10,7 +10,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
-from patterning_fast.posterior.losses import Batch, Loss, weighted_mean
+from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
 from patterning_fast.posterior.weights import weights_for
 
 
@@ -20,7 +20,7 @@ class LocalPosterior:
     Args:
         model: any nn.Module with float32 parameters. A copy is kept, in eval mode; `model` itself is never touched.
         loss: `loss(model, batch)` to `[batch]` or `[batch, tokens]` in nats, e.g. `pf.losses.next_token`.
-        data: samples along the first dimension: a tensor, or a tuple of tensors such as `(x, y)`.
+        data: samples along the first dimension: a tensor, or a tuple of tensors such as `(x, y)`; or `SparseFeatures`.
         n_beta: nβ ≥ 0, inverse temperature times n; 0 is the control that ignores the loss.
         localization: γ ≥ 0, strength of the pull to w*; one of the two must be positive.
         weights: ρ of each sample or token, shaped as the losses of `data`; None for all 1.
@@ -34,7 +34,7 @@ class LocalPosterior:
         self,
         model: nn.Module,
         loss: Loss,
-        data: Batch,
+        data: Data,
         *,
         n_beta: float,
         localization: float,
@@ -60,7 +60,7 @@ class LocalPosterior:
         """n: the samples or tokens that L_n is a mean over."""
         return sample_count(self.data) * math.prod(self.loss_shape(self.data))
 
-    def loss_shape(self, data: Batch) -> tuple[int, ...]:
+    def loss_shape(self, data: Data) -> tuple[int, ...]:
         """Shape of one sample's losses: () or (tokens,)."""
         return loss_shape(self.model, self.loss, data)
 

@@ -9,10 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patterning_fast import ops
+from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior.decoders import LogitFactors, logit_factors
 
 Batch = Tensor | tuple[Tensor, ...]
 """Samples along the first dimension; a tuple for inputs with targets, e.g. `(x, y)`."""
+
+Data = Tensor | SparseFeatures | tuple[Tensor | SparseFeatures, ...]
+"""What batches are taken from."""
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 

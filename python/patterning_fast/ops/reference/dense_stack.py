@@ -14,6 +14,7 @@ from patterning_fast.ops.reference.comoments_update import comoments_update
 from patterning_fast.ops.reference.langevin_step import langevin_step
 from patterning_fast.ops.reference.minibatch import minibatch
 from patterning_fast.ops.reference.per_sample_langevin_step import per_sample_langevin_step
+from patterning_fast.ops.reference.sparse_features import sparse_features
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z,
@@ -49,6 +50,23 @@ def losses_of(params: Tensor, layers: Tensor, inputs: Tensor, targets: Tensor | 
     return 0.5 * (a - targets).square().sum(1)
 
 
+def samples_at(
+    samples: Tensor,
+    inputs: Tensor | None,
+    targets: Tensor | None,
+    labels: Tensor | None,
+    presence: Tensor | None,
+    data_seed: int,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Inputs, targets and labels of some samples."""
+    if presence is not None:
+        x = sparse_features(presence, torch.tensor(data_seed, device=samples.device), samples)
+        return x, x, None
+    assert inputs is not None
+    of_targets, of_labels = (None if each is None else each[samples] for each in (targets, labels))
+    return inputs[samples], of_targets, of_labels
+
+
 def dense_losses(
     rows: Tensor,
     row_starts: Tensor,
@@ -56,16 +74,20 @@ def dense_losses(
     base: Tensor,
     coordinate_starts: Tensor,
     coordinates: Tensor,
-    inputs: Tensor,
+    inputs: Tensor | None,
     targets: Tensor | None,
     labels: Tensor | None,
     weights: Tensor | None,
+    presence: Tensor | None,
+    of: int,
+    data_seed: int,
     losses: Tensor,
 ) -> None:
     """The contract is that of `patterning_fast.ops.dense_losses`."""
+    x, y, labels = samples_at(torch.arange(of, device=rows.device), inputs, targets, labels, presence, data_seed)
     for chain, (start, stop) in enumerate(pairwise(row_starts.tolist())):
         own = coordinates_of(coordinate_starts, coordinates, chain, stop - start)
-        losses[chain] = losses_of(parameters(rows[start:stop].double(), base, own), layers, inputs, targets, labels)
+        losses[chain] = losses_of(parameters(rows[start:stop].double(), base, own), layers, x, y, labels)
 
 
 def dense_steps(
@@ -89,10 +111,13 @@ def dense_steps(
     base: Tensor,
     coordinate_starts: Tensor,
     coordinates: Tensor,
-    inputs: Tensor,
+    inputs: Tensor | None,
     targets: Tensor | None,
     labels: Tensor | None,
     weights: Tensor | None,
+    presence: Tensor | None,
+    of: int,
+    data_seed: int,
     replicas: Tensor,
     batch: int,
     steps: int,
@@ -101,7 +126,7 @@ def dense_steps(
     """The contract is that of `patterning_fast.ops.dense_steps`."""
     starts, frozen = row_starts.tolist(), lr == 0
     for at in range(max(1, steps)):
-        chosen = minibatch(seed, replicas, step + at, batch, len(inputs))
+        chosen = minibatch(seed, replicas, step + at, batch, of)
         for chain, samples in enumerate(chosen):
             if frozen[chain]:
                 continue
@@ -109,11 +134,9 @@ def dense_steps(
             own = coordinates_of(coordinate_starts, coordinates, chain, stop - start)
             row = params[start:stop].double().requires_grad_()
             one = slice(chain, chain + 1)
+            data = samples_at(samples, inputs, targets, labels, presence, data_seed)
             with torch.enable_grad():
-                losses = losses_of(
-                    parameters(row, base, own), layers, inputs[samples],
-                    None if targets is None else targets[samples], None if labels is None else labels[samples],
-                )  # fmt: skip
+                losses = losses_of(parameters(row, base, own), layers, *data)
                 mean = (losses if weights is None else losses * weights[samples]).mean()
             if steps and corrects_noise:
                 with torch.enable_grad():
@@ -164,10 +187,13 @@ def dense_draws(
     base: Tensor,
     coordinate_starts: Tensor,
     coordinates: Tensor,
-    inputs: Tensor,
+    inputs: Tensor | None,
     targets: Tensor | None,
     labels: Tensor | None,
     weights: Tensor | None,
+    presence: Tensor | None,
+    of: int,
+    data_seed: int,
     replicas: Tensor,
     batch: int,
     steps: int,
@@ -198,10 +224,22 @@ def dense_draws(
         dense_steps(
             params, grads, center, row_starts, center_starts, moving, n_beta, localization, noise_scale, chain_ids,
             seed, step + draw * steps, rule, constants, memory, thermostat, *model, inputs, targets, labels, weights,
-            replicas, batch, steps, corrects_noise,
+            presence, of, data_seed, replicas, batch, steps, corrects_noise,
         )  # fmt: skip
         found = params.new_empty(len(lr), samples)
-        dense_losses(params, row_starts, *model, evaluated_inputs, evaluated_targets, evaluated_labels, None, found)
+        dense_losses(
+            params,
+            row_starts,
+            *model,
+            evaluated_inputs,
+            evaluated_targets,
+            evaluated_labels,
+            None,
+            None,
+            samples,
+            0,
+            found,
+        )
         shift = found - center_losses
         mean = shift[:, phi_begin:phi_end].double().mean(1).float()
         moving[~found.isfinite().all(1) | (mean.abs() > limit)] = 0

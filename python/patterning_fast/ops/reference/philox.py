@@ -18,6 +18,7 @@ class Stream(IntEnum):
     noise = 0
     minibatch = 1
     observable = 2
+    data = 3
 
 
 def philox4x32(counter: Tensor, key: Tensor) -> Tensor:

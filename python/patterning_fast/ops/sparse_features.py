@@ -1,0 +1,55 @@
+"""`SparseFeatures`: the data of toy models of superposition, made where they are looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from patterning_fast.ops.reference.sparse_features import sparse_features
+
+MOST_SAMPLES = 2**32
+
+
+@dataclass(frozen=True, eq=False)
+class SparseFeatures:
+    """Samples `[samples, features]`, features uniform in [0, 1) with a probability, and else 0 (Elhage et al. 2022).
+
+    Indexed like a tensor's first dimension; sample s is a function of (seed, s) alone, and takes no memory until it is
+    asked for: kernels of dense layers make their minibatches on the spot.
+    Raises ValueError for probabilities outside (0, 1], or not from 1 to 2³² samples.
+    """
+
+    samples: int
+    presence: Tensor
+    """float32 `[features]`: the probability of each feature."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.samples <= MOST_SAMPLES:
+            raise ValueError(f"samples must lie between 1 and 2**32, got {self.samples}")
+        if self.presence.dim() != 1 or self.presence.dtype != torch.float32 or not self.presence.numel():
+            raise ValueError(
+                f"presence must be float32 [features], got {self.presence.dtype} {list(self.presence.shape)}"
+            )
+        if not bool(((self.presence > 0) & (self.presence <= 1)).all()):
+            raise ValueError(f"probabilities must lie in (0, 1], got {self.presence.tolist()}")
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, which: Tensor | slice) -> Tensor:
+        """Samples `[..., features]` at indices `[...]`, of which none is checked, or of a slice."""
+        device = self.presence.device
+        if isinstance(which, slice):
+            which = torch.arange(*which.indices(self.samples), device=device)
+        return sparse_features(self.presence, torch.tensor(self.seed, device=device), which)
+
+    @property
+    def device(self) -> torch.device:
+        return self.presence.device
+
+    def to(self, device: str) -> SparseFeatures:
+        """The same samples on `device`."""
+        return replace(self, presence=self.presence.to(device))
