@@ -38,6 +38,7 @@ bench-endtoend: $(INSTALLED) $(PEERS)/.installed
 
 bench-small: $(INSTALLED) $(PEERS)/.installed
 	$(BIN)/python -m bench.small
+	$(BIN)/python -m bench.deep_linear
 
 bench-ops: $(INSTALLED)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps devinterp

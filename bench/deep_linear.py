@@ -7,8 +7,10 @@ comes from its time per chain-step on each architecture.
 
 from __future__ import annotations
 
+import json
 import math
 import random
+import subprocess
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +28,6 @@ N_BETA, LOCALIZATION = 3e4, 1.0
 CHAINS, DRAWS = 8, 100
 MOST_STEPS, MOST_WORK = 2_000_000, 1e9
 """Of a chain, before its draws as during them: steps, and steps times parameters."""
-
 STABILITY = 0.1
 MEDIAN_BAR, COVERED_BARS, CHEAPER_BAR = 0.05, (0.85, 0.99), 100.0
 
@@ -53,7 +54,7 @@ class Architecture:
     def steps(self) -> int:
         """Enough for directions in which L is flat up to its order 2·layers, where that can be paid."""
         layers = len(self.widths) - 1
-        wanted = 4 * N_BETA ** (1 - 1 / layers) / self.lr_n_beta
+        wanted = N_BETA ** (1 - 1 / layers) / self.lr_n_beta
         return DRAWS * math.ceil(min(wanted, MOST_STEPS, MOST_WORK / self.parameters) / DRAWS)
 
     def __str__(self) -> str:
@@ -111,3 +112,79 @@ def estimate(architecture: Architecture, sampler: Sampler, seed: int) -> Estimat
     first, second = np.split(N_BETA * run.diagnostics()["phi"].sel(component="full").values.mean(0), 2)
     drift = float(second.mean() - first.mean())
     return Estimate(float(llc["llc"]), math.hypot(float(llc["llc_error"]), drift), float(run.attrs["seconds"]))
+
+
+def devinterp_seconds(chosen: list[Architecture]) -> np.ndarray:
+    """Seconds that devinterp would take for the same steps of the same chains, two processes side by side."""
+    asked = json.dumps({"batch_size": BATCH, "widths": [each.widths for each in chosen]})
+    command = [str(PEERS), "-W", "ignore", "-m", "bench.small.peers.devinterp_deep_linear", asked]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    steps = np.array([2 * CHAINS * each.steps for each in chosen])
+    return steps * np.array(json.loads(done.stdout.splitlines()[-1])) / torch.get_num_threads()
+
+
+def main() -> None:
+    found: dict[str, list[Estimate]] = {}
+    chosen = architectures()
+    theirs = devinterp_seconds(chosen)
+    for seed, architecture in enumerate(tqdm(chosen, unit="network")):
+        for name, sampler in samplers(architecture).items():
+            found.setdefault(name, []).append(estimate(architecture, sampler, seed))
+    print(
+        f"{'widths':<20} {'rank':>4} {'params':>7} {'steps':>9} {'λ':>8}   "
+        + "   ".join(f"{name:>24}" for name in found)
+    )
+    for at, each in enumerate(chosen):
+        shown = "   ".join(
+            f"{values[at].value:>9.2f} ± {values[at].error:<6.2f} {values[at].value / each.truth - 1:>+6.1%}"
+            for values in found.values()
+        )
+        print(f"{each!s:<20} {each.rank:>4} {each.parameters:>7} {2 * each.steps:>9,} {each.truth:>8.1f}   {shown}")
+    truth = np.array([each.truth for each in chosen])
+    rows: list[dict[str, object]] = []
+    for name, values in found.items():
+        value, error, seconds = (
+            np.array([getattr(each, of) for each in values]) for of in ("value", "error", "seconds")
+        )
+        off = np.abs(value / truth - 1)
+        median, covered = float(np.median(off)), float((np.abs(value - truth) < 2 * error).mean())
+        cheaper = float(theirs.sum() / seconds.sum())
+        least, most = COVERED_BARS
+        rows += [
+            {"figure": f"{name}: median relative error of the learning coefficient", "value": median, "unit": "",
+             "bar": MEDIAN_BAR, "holds": median <= MEDIAN_BAR,
+             "peers": {"networks": len(chosen), "largest": float(off.max()), "median error said": float(np.median(error / truth))}},
+            {"figure": f"{name}: share of truths within 2 standard errors", "value": covered, "unit": "", "bar": least,
+             "holds": least <= covered <= most, "peers": {"networks": len(chosen), "at most": most}},
+            {"figure": f"{name}: cheaper than devinterp's SGLD for the same chain-steps", "value": cheaper, "unit": "times",
+             "bar": CHEAPER_BAR, "holds": cheaper >= CHEAPER_BAR,
+             "peers": {"here [s]": float(seconds.sum()), "devinterp [s]": float(theirs.sum()),
+                       "median network": float(np.median(theirs / seconds))}},
+        ]  # fmt: skip
+    for row in rows:
+        holds = "holds" if row["holds"] else "MISSED"
+        print(f"{row['figure']:<72} {row['value']:>8.3g}   bar {row['bar']:g}, {holds}   {row['peers']}")
+    record("deep-linear", rows)
+    draw(truth, found)
+
+
+def draw(truth: np.ndarray, found: dict[str, list[Estimate]]) -> None:
+    """The estimates over the truth, each with two standard errors."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    axes.axhspan(0.95, 1.05, color="0.92", zorder=0, label="within 5 %")
+    axes.axhline(1, color="0.3", linewidth=1)
+    looks = zip(found.items(), "os", ("#0072B2", "#D55E00"), (0.985, 1.015), strict=True)
+    for (name, values), marker, colour, aside in looks:
+        value, error = np.array([each.value for each in values]), np.array([each.error for each in values])
+        axes.errorbar(
+            truth * aside, value / truth, 2 * error / truth, fmt=marker, color=colour, markersize=4.5, capsize=2,
+            linewidth=1, label=name,
+        )  # fmt: skip
+    axes.set(xscale="log", xlabel="exact learning coefficient λ", ylabel="estimate / truth, ± 2 standard errors")
+    axes.set_title(f"{len(truth)} deep linear networks ({machine().replace('-', ' ')})", fontsize=10)
+    axes.legend(frameon=False)
+    figure.savefig(PICTURE, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

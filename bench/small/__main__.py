@@ -31,6 +31,8 @@ FIGURES = [
     ("superposition", 1024, "devinterp", 64, 1000.0),
     ("deep-linear", 64, "blackjax", 64, 8.0),
     ("deep-linear", 1024, "blackjax", 1024, 8.0),
+    ("deep-linear", 64, "canonical", 64, 20.0),
+    ("deep-linear", 1024, "canonical", 1024, 20.0),
     ("deep-linear", 64, "posteriors", 64, None),
     ("deep-linear", 64, "devinterp", 64, 500.0),
     ("mlp", 1024, "jax", 1024, 3.0),

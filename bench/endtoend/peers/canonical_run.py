@@ -1,33 +1,19 @@
 """canonical-interp 0.1.5: the LLC of the unrestricted posterior, all chains in one vmap.
 
-Its `compile=True` fails here: torch 2.13 has no second derivative of fused attention on CPUs. It imports
-`itertools.batched`, which Python 3.11 lacks; the lines that stand in for it are all that is changed.
+Its `compile=True` fails here: torch 2.13 has no second derivative of fused attention on CPUs.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
-
 import torch
 import torch.nn.functional as F
+from canonical_interp.slt import LLCEstimator
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+import bench.endtoend.peers.batched  # noqa: F401  what canonical-interp imports and Python 3.11 lacks
 from bench.endtoend.contestant import Arrays, Prepared, Run, contest
 from bench.endtoend.workload import Workload
-
-
-def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
-    each = iter(items)
-    while batch := tuple(itertools.islice(each, size)):
-        yield batch
-
-
-if not hasattr(itertools, "batched"):
-    itertools.batched = batched  # type: ignore[attr-defined]
-
-from canonical_interp.slt import LLCEstimator  # noqa: E402
 
 INITIAL_LOSS_BATCHES = 32
 """As many as devinterp takes its initial loss from; here they are also all that is sampled, again and again."""
