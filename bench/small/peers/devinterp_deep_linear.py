@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import pairwise
 
 import torch
 from devinterp.optim.sgmcmc import SGMCMC
@@ -19,7 +20,7 @@ SAMPLES = 1000
 
 def seconds_of_step(widths: list[int], batch_size: int) -> float:
     """The best of several repeats."""
-    network = nn.Sequential(*[nn.Linear(*each, bias=False) for each in zip(widths, widths[1:], strict=False)])
+    network = nn.Sequential(*[nn.Linear(*each, bias=False) for each in pairwise(widths)])
     x = torch.randn(SAMPLES, widths[0])
     y = network(x).detach()
     optimizer = SGMCMC.sgld(network.parameters(), lr=1e-9, localization=1.0, nbeta=10.0)
