@@ -1,4 +1,4 @@
-"""What χ's independent groups say of its noise: draws of it, and the inner products that modes and errors are made of."""
+"""Draws of χ's noise from its independent groups, and the inner products that modes and their errors are made of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLOCK_BYTES = 2**25
 """What one block of data takes, draws of noise included."""
 
 ROWS = 2048
-"""Most rows, components × draws, whose inner products are taken; groups are merged to come below, to no fewer than 4."""
+"""Most rows, components × groups, whose inner products are taken; more groups are merged, to no fewer than 4."""
 
 
 @dataclass(frozen=True)

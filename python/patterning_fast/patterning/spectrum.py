@@ -21,8 +21,8 @@ class Repeat(NamedTuple):
     """Inner products `[components, components]` of an estimate repeated with other noise, z-scored anew."""
 
     gram: np.ndarray
-    with_estimate: np.ndarray
-    """Of the estimate, in rows, with the repeat, in columns."""
+    with_truth: np.ndarray
+    """Of the truth it is made from, in rows, with the repeat, in columns."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +74,29 @@ class Spectrum:
         return np.sqrt(np.maximum(square, 0.0))
 
     @cached_property
+    def truth(self) -> np.ndarray:
+        """Inner products of χ without its noise, before centring; no square negative."""
+        squares, axes = eigh(self.products[0, :, 0] - self.noise)
+        return (axes * np.maximum(squares, 0.0)) @ axes.T
+
+    @cached_property
     def shrinkage(self) -> np.ndarray:
-        """What leaves of χ, from the left, the part that is not noise: `[components, components]`."""
-        squares, axes = eigh(self.products[0, :, 0])
-        values = np.sqrt(np.maximum(squares, 0.0))
-        return (axes * ratio(self.without_noise(values, axes), values)) @ axes.T
+        """Makes rows of inner products `truth` of those of χ, from the left, changing them least (Olkin & Pukelsheim
+        1982): `[components, components]`.
+        """
+        root, inverse = roots(self.products[0, :, 0])
+        return inverse @ roots(root @ self.truth @ root)[0] @ inverse
 
     def repeat(self, contrast: np.ndarray) -> Repeat:
-        """The estimate without its noise, and with that of a combination of the draws of noise, `[draws - 1]`, |u| = 1.
+        """χ without its noise, and with that of a combination of the draws of noise, `[draws - 1]`, |u| = 1.
 
-        With the noise left in, as in a plain bootstrap, modes would look stronger and more stable than they are.
+        With its own noise left in, as in a plain bootstrap, modes would look stronger and more stable than they are.
         """
-        estimate, shrink = self.products[0, :, 0], self.shrinkage
-        to_noise = np.tensordot(contrast, self.products[0, :, 1:], (0, 1))
+        cross = self.shrinkage @ np.tensordot(contrast, self.products[0, :, 1:], (0, 1))
         noise = np.tensordot(np.tensordot(contrast, self.products[1:, :, 1:], (0, 0)), contrast, (1, 0))
-        cross = shrink @ to_noise
-        gram = shrink @ estimate @ shrink + cross + cross.T + noise
+        gram = self.truth + cross + cross.T + noise
         scale = np.sqrt(gram.diagonal() / self.data)
-        return Repeat(gram / np.outer(scale, scale), (estimate @ shrink + to_noise) / scale)
+        return Repeat(gram / np.outer(scale, scale), (self.truth + cross) / scale)
 
     def floor(self) -> float:
         """What the first singular value of noise alone stays below in all but `FALSE_POSITIVES` of runs.
@@ -111,6 +116,14 @@ class Spectrum:
         """Upper edge of the spectrum of noise, all of it as strong as the noisiest component's and independent."""
         components = len(self.centring)
         return math.sqrt(self.noise.diagonal().max()) * (1 + math.sqrt(components / self.data))
+
+
+def roots(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The symmetric square root of a positive matrix, and its pseudo-inverse."""
+    squares, axes = eigh(gram)
+    there = squares > len(gram) * np.finfo(np.float64).eps * squares[-1]
+    values = np.sqrt(np.where(there, squares, 0.0))
+    return (axes * values) @ axes.T, (axes * ratio(there.astype(np.float64), values)) @ axes.T
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -29,22 +29,25 @@ class Stability:
 def stability(spectrum: Spectrum, modes: int, generator: np.random.Generator) -> Stability:
     """Repeat the estimate of the first `modes` modes, with their singular values freed of noise taken for the truth.
 
-    Repeats are of random contrasts of groups: what counts of groups drawn with replacement are, made smooth, as a few
-    groups allow few different draws. The modes of each are dealt to the given ones by the |cosines| of their loadings on
-    data (Hungarian algorithm). All is done on inner products, none of it on data.
+    Repeats are of random contrasts of groups: what counts of groups drawn with replacement are, made smooth, as few
+    groups allow few different draws. The modes of each are dealt to those of χ without noise by the |cosines| of their
+    loadings on data (Hungarian algorithm). All is done on inner products, none of it on data.
     """
-    values, vectors = (each[..., :modes] for each in spectrum.modes)
+    true_values, true_vectors = spectrum.leading(spectrum.truth, modes)
+    # In the order of the given modes: those of χ without its noise may have changed places.
+    order = linear_sum_assignment(np.abs(spectrum.modes[1][:, :modes].T @ true_vectors), maximize=True)[1]
+    true_values, true_vectors = true_values[order], true_vectors[:, order]
     found, signals, components, data = (np.empty((REPEATS, modes)) for _ in range(4))
     for repeat in range(REPEATS):
         contrast = generator.standard_normal(len(spectrum.products) - 1)
         drawn = spectrum.repeat(contrast / np.linalg.norm(contrast))
-        own_values, own_vectors = spectrum.leading(drawn.gram, modes)
-        on_data = vectors.T @ drawn.with_estimate @ spectrum.centring @ own_vectors
-        cosines = np.abs(ratio(on_data, np.outer(values, own_values)))
+        values, vectors = spectrum.leading(drawn.gram, modes)
+        on_data = true_vectors.T @ drawn.with_truth @ spectrum.centring @ vectors
+        cosines = np.abs(ratio(on_data, np.outer(true_values, values)))
         partner = linear_sum_assignment(cosines, maximize=True)[1]
-        found[repeat] = own_values[partner]
-        signals[repeat] = spectrum.without_noise(own_values, own_vectors)[partner]
-        components[repeat] = np.abs(np.sum(vectors * own_vectors[:, partner], 0))
+        found[repeat] = values[partner]
+        signals[repeat] = spectrum.without_noise(values, vectors)[partner]
+        components[repeat] = np.abs(np.sum(true_vectors * vectors[:, partner], 0))
         data[repeat] = cosines[np.arange(modes), partner]
     return Stability(
         found.std(0, ddof=1),
@@ -52,4 +55,3 @@ def stability(spectrum: Spectrum, modes: int, generator: np.random.Generator) ->
         np.quantile(components, QUANTILES, axis=0).T,
         np.quantile(data, QUANTILES, axis=0).T,
     )
-
