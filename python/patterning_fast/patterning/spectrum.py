@@ -70,7 +70,7 @@ class Spectrum:
 
     def without_noise(self, values: np.ndarray, vectors: np.ndarray) -> np.ndarray:
         """Singular values less the square that noise is expected to add to them; 0 where it is all of it."""
-        square = values**2 - np.einsum("cm,cd,dm->m", vectors, self.noise, vectors)
+        square = values**2 - np.sum(vectors * (self.noise @ vectors), 0)
         return np.sqrt(np.maximum(square, 0.0))
 
     @cached_property
