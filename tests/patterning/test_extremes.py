@@ -49,6 +49,8 @@ def test_tokens_stand_behind_their_text(texts: Texts, decode: Callable[[Any], st
     assert rows[0]["loading"] == pytest.approx(0.7 * 8**0.5)
     short = pf.extreme_data(token_mode(), texts, decode, count=1, context=1)
     assert [row["text so far"] for row in short] == ["⏎", "g"]
+    longer = pf.extreme_data(token_mode(), texts, decode, count=1, context=3)
+    assert [row["text so far"] for row in longer] == ["a⏎", "efg"]
 
 
 def test_probes_have_texts_of_their_own() -> None:
