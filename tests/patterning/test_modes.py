@@ -181,6 +181,17 @@ def test_two_groups_tell_no_floor() -> None:
     assert np.isfinite(table["singular_value_error"]).all()
 
 
+def test_without_noise_every_mode_is_there() -> None:
+    matrix = np.random.default_rng(10).integers(-9, 9, (3, 40)).astype(float)
+    chi = made_up_chi(matrix, error=0.0)
+    table = pf.modes(chi).table
+    assert table.attrs["noise_floor"] < 1e-12  # contrasts of equal groups: rounding
+    assert table["above_floor"].all()
+    assert pf.modes(chi.isel(component=[0, 0])).table.attrs["noise_floor"] == 0  # and none after centring
+    np.testing.assert_allclose(table["signal"], table["singular_value"])
+    np.testing.assert_allclose(table["data_cosine"], 1.0)
+
+
 def test_bad_chi_is_refused() -> None:
     chi = made_up_chi(np.random.default_rng(5).standard_normal((3, 40)))
     with pytest.raises(ValueError, match="of at least two"):

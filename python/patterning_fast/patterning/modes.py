@@ -117,7 +117,7 @@ def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: int | None = None,
         {
             "singular_value": ("mode", values),
             "singular_value_error": ("mode", repeats.error),
-            "share": ("mode", values**2 / np.sum(every**2)),
+            "share": ("mode", ratio(values**2, np.sum(every**2, keepdims=True))),
             "signal": ("mode", spectrum.without_noise(values, components)),
             "signal_error": ("mode", repeats.signal_error),
             "above_floor": ("mode", values > floor),

@@ -102,13 +102,16 @@ class Spectrum:
         """What the first singular value of noise alone stays below in all but `FALSE_POSITIVES` of runs.
 
         From the first singular values of the draws of noise, log-normal: a prediction bound, for one more such value
-        when their mean and spread are only known from these. NaN for a single draw. However many modes are signal,
-        the first that is not stays below the first of noise alone (Weyl's inequality).
+        when their mean and spread are only known from these. However many modes are signal, the first that is not stays
+        below the first of noise alone (Weyl's inequality). NaN for a single draw, 0 where there is no noise.
         """
         draws = len(self.products) - 1
         if draws < 2:
             return math.nan
-        logs = np.log([self.leading(self.products[draw, :, draw], 1)[0][0] for draw in range(1, draws + 1)])
+        first = np.array([self.leading(self.products[draw, :, draw], 1)[0][0] for draw in range(1, draws + 1)])
+        if not first.all():
+            return 0.0
+        logs = np.log(first)
         quantile = student.ppf(1 - FALSE_POSITIVES, draws - 1) * math.sqrt(1 + 1 / draws)
         return float(np.exp(logs.mean() + quantile * logs.std(ddof=1)))
 
