@@ -10,7 +10,10 @@ from patterning_fast.engine.sample import sample
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.ops.library import use_backend
 from patterning_fast.ops.sparse_features import SparseFeatures
+from patterning_fast.patterning.embedding import embed_data
+from patterning_fast.patterning.extremes import extreme_data
 from patterning_fast.patterning.inversion import Plan, invert
+from patterning_fast.patterning.matching import match_modes
 from patterning_fast.patterning.modes import Mode, Modes, modes
 from patterning_fast.patterning.verification import verify
 from patterning_fast.posterior import losses
@@ -39,10 +42,13 @@ __all__ = [
     "attention_heads",
     "calibrate",
     "component",
+    "embed_data",
+    "extreme_data",
     "invert",
     "layers",
     "linear_response",
     "losses",
+    "match_modes",
     "modes",
     "ops",
     "sample",

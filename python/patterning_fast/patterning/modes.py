@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import overload
 
 import numpy as np
 import xarray as xr
+
+from patterning_fast.patterning.noise import BLOCK_BYTES, InnerProducts, inner_products
+from patterning_fast.patterning.spectrum import Spectrum, ratio
+from patterning_fast.patterning.stability import QUANTILES, stability
 
 
 @dataclass(frozen=True)
@@ -15,39 +20,41 @@ class Mode:
     components: xr.DataArray
     data: xr.DataArray
     singular_value: float
+    singular_value_error: float
+    above_floor: bool
+    """Whether its singular value is more than that of noise alone."""
 
     def __neg__(self) -> Mode:
-        return Mode(-self.components, -self.data, self.singular_value)
+        return replace(self, components=-self.components, data=-self.data)
 
 
 @dataclass(frozen=True)
 class Modes:
-    """The modes of a susceptibility matrix, the strongest first: `modes[0]`, `len(modes)`, or `table` for all."""
+    """The modes of a susceptibility matrix, the strongest first.
+
+    `modes[0]` is a mode, `modes[:3]` are the first three, `len(modes)` is their number, `table` has all as a dataset.
+    """
 
     table: xr.Dataset
 
     def __len__(self) -> int:
         return self.table.sizes["mode"]
 
-    def __getitem__(self, index: int) -> Mode:
-        one = self.table.isel(mode=index)
-        return Mode(one["component_loading"], one["data_loading"], float(one["singular_value"]))
-
-
-def standardised(chi: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """χ z-scored over data for each component `[components, data]`, with the scales taken out `[components]`.
-
-    Raw χ is not comparable between components: each carries a factor of its own that no datum changes.
-    """
-    check_matrix(chi)
-    matrix = chi["chi"].values.astype(np.float64)
-    mean, scale = matrix.mean(1), matrix.std(1)
-    flat = chi["component"].values[scale == 0].tolist()
-    if flat:
-        raise ValueError(
-            f"χ of {flat} is the same for all data: leave these components out with chi.sel(component=...)"
+    @overload
+    def __getitem__(self, index: int) -> Mode: ...
+    @overload
+    def __getitem__(self, index: slice) -> Modes: ...
+    def __getitem__(self, index: int | slice) -> Mode | Modes:
+        chosen = self.table.isel(mode=index)
+        if isinstance(index, slice):
+            return Modes(chosen)
+        return Mode(
+            chosen["component_loading"],
+            chosen["data_loading"],
+            float(chosen["singular_value"]),
+            float(chosen["singular_value_error"]),
+            bool(chosen["above_floor"]),
         )
-    return (matrix - mean[:, None]) / scale[:, None], scale
 
 
 def check_matrix(chi: xr.Dataset) -> None:
@@ -56,42 +63,105 @@ def check_matrix(chi: xr.Dataset) -> None:
     if missing:
         raise ValueError(f"expected the dataset that susceptibilities() returns; {sorted(missing)} are missing")
     for name in ("chi", "chi_error"):
-        broken = int((~np.isfinite(chi[name].values)).sum())
+        values = chi[name].values
+        broken = values.size - sum(int(np.isfinite(row).sum()) for row in values)
         if broken:
             raise ValueError(f"{broken} values of {name} are not finite; drop their tokens first")
 
 
-def modes(chi: xr.Dataset, *, centre_data: bool = True) -> Modes:
+def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: int | None = None, seed: int = 0) -> Modes:
     """SVD of χ after z-scoring each component over data and, by `centre_data`, taking out each datum's mean.
 
     The mean over components is what they all share: with many components it drowns what sets them apart, and is taken
     out. With few, most of them part of one circuit, it may be the circuit itself: keep it with `centre_data=False`.
 
-    `chi` is what `susceptibilities()` returns, with at least two components. Each mode is signed so that its largest
-    component loading is positive: data it loads on positively raise E[φ] of that component when up-weighted.
-    `noise_floor` is the singular value that the errors of χ alone would give: √max_C Σ_z (error/scale)². Modes under
-    it are not to be trusted. Raises ValueError for χ that is missing, not finite, or of one component.
+    Args:
+        chi: what `susceptibilities()` returns, with at least two components. Read in blocks of data; memory is that of
+            the loadings on data, which take as much as χ does if all modes are kept.
+        centre_data: take out each datum's mean over components.
+        keep: modes to keep, the strongest; None for all.
+        seed: of the draws of noise that errors and intervals come from.
+
+    Returns modes whose `table` has, by mode,
+
+    - `singular_value`, `singular_value_error`, and the `share` of the sum of squares of all;
+    - `signal`, `signal_error`: the singular value without the square that noise adds to it;
+    - `above_floor`: whether the singular value is above `attrs["noise_floor"]`, which noise alone exceeds once in 20
+      runs: a prediction bound for the first singular value of draws of noise, contrasts of χ's groups (parallel
+      analysis, Horn 1965). NaN, with nothing above it, where there are fewer than three groups;
+    - `component_loading` and `data_loading`, of unit norm, signed so that the largest component loading is positive:
+      data it loads on positively raise E[φ] of that component when up-weighted;
+    - `component_cosine` and `data_cosine`, by quantile: how near the loadings are to what they would be without
+      noise, by |cosine|, from repeats of the estimate with noise drawn anew (bootstrap over groups).
+
+    `attrs["marchenko_pastur"]` is the edge of the spectrum of noise that is independent between data (Marchenko &
+    Pastur 1967); that of chains is not, and its floor is higher.
+
+    Raises ValueError for χ that is missing, not finite, of one component, or the same for all data, and for
+    components with fewer than two groups of chains.
     """
     if chi.sizes["component"] < 2:
         raise ValueError("modes compare components: χ of at least two is needed")
-    z, scale = standardised(chi)
-    if centre_data:
-        z -= z.mean(0)
-    eigenvalues, vectors = np.linalg.eigh(z @ z.T)
-    kept = np.argsort(eigenvalues)[::-1][: len(z) - centre_data]  # centring takes one dimension out
-    singular_values, components = np.sqrt(np.maximum(eigenvalues[kept], 0.0)), vectors[:, kept].T
-    components *= np.sign(components[np.arange(len(kept)), np.abs(components).argmax(1)])[:, None]
-    data = components @ z / np.where(singular_values > 0, singular_values, 1.0)[:, None]
-    noise = (chi["chi_error"].values / scale[:, None]) ** 2
-    dimension = chi["chi"].dims[1]
+    if keep is not None and keep < 1:
+        raise ValueError(f"keep must be at least 1, got {keep}")
+    check_matrix(chi)
+    summed = inner_products(chi)
+    scale = scales(summed, chi)
+    spectrum = Spectrum.of(summed, scale, centre_data)
+    number = min(keep or spectrum.rank, spectrum.rank)
+    every, vectors = spectrum.modes
+    values, components = every[:number], vectors[:, :number]
+    repeats = stability(spectrum, number, np.random.default_rng(seed))
+    floor = spectrum.floor()
     table = xr.Dataset(
         {
-            "singular_value": ("mode", singular_values),
-            "share": ("mode", singular_values**2 / (singular_values**2).sum()),
-            "component_loading": (("mode", "component"), components),
-            "data_loading": (("mode", dimension), data),
+            "singular_value": ("mode", values),
+            "singular_value_error": ("mode", repeats.error),
+            "share": ("mode", ratio(values**2, np.sum(every**2, keepdims=True))),
+            "signal": ("mode", spectrum.without_noise(values, components)),
+            "signal_error": ("mode", repeats.signal_error),
+            "above_floor": ("mode", values > floor),
+            "component_loading": (("mode", "component"), components.T),
+            "data_loading": (
+                ("mode", chi["chi"].dims[1]),
+                data_loadings(chi, summed.mean, ratio(components / scale[:, None], values)),
+            ),
+            "component_cosine": (("mode", "quantile"), repeats.component_cosine),
+            "data_cosine": (("mode", "quantile"), repeats.data_cosine),
         },
-        coords=dict(chi["chi"].coords),
-        attrs=chi.attrs | {"noise_floor": float(np.sqrt(noise.sum(1).max()))},
+        coords=dict(chi["chi"].coords) | {"quantile": list(QUANTILES)},
+        attrs=chi.attrs
+        | {
+            "noise_floor": floor,
+            "marchenko_pastur": spectrum.marchenko_pastur(),
+            "modes_above_floor": int((every > floor).sum()),
+        },
     )
     return Modes(table)
+
+
+def scales(summed: InnerProducts, chi: xr.Dataset) -> np.ndarray:
+    """Standard deviation of χ over data by component; raises ValueError where there is none.
+
+    Raw χ is not comparable between components: each carries a factor of its own that no datum changes.
+    """
+    scale = np.sqrt(np.diagonal(summed.products[0, :, 0]) / summed.data)
+    rounding = np.finfo(chi["chi"].dtype).eps * np.abs(summed.mean)
+    flat = chi["component"].values[scale <= rounding].tolist()
+    if flat:
+        raise ValueError(
+            f"χ of {flat} is the same for all data: leave these components out with chi.sel(component=...)"
+        )
+    return scale
+
+
+def data_loadings(chi: xr.Dataset, mean: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums of χ less its mean over data, `[modes, data]` in χ's own precision, by weights `[components, modes]`."""
+    values = chi["chi"].values
+    loadings = np.empty((weights.shape[1], values.shape[1]), dtype=values.dtype)
+    count = max(1, BLOCK_BYTES // (8 * len(values)))
+    for first in range(0, values.shape[1], count):
+        block = slice(first, first + count)
+        centred = values[:, block] - mean.astype(values.dtype)[:, None]
+        np.matmul(weights.T.astype(values.dtype), centred, out=loadings[:, block])
+    return loadings

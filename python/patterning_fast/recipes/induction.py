@@ -341,6 +341,7 @@ def mode_rows(modes: pf.Modes, similarity: list[float], scores: Mapping[str, Map
         {
             "mode": index,
             "singular value": modes[index].singular_value,
+            "error": modes[index].singular_value_error,
             "noise floor": float(modes.table.attrs["noise_floor"]),
             "share": float(modes.table["share"][index]),
         }
@@ -375,22 +376,17 @@ def plan_rows(
     return rows
 
 
-def extreme_tokens(mode: pf.Mode, contexts: Contexts, count: int = 8) -> Rows:
-    """The tokens the mode loads on most, either way, each behind the text it follows."""
-    order = np.argsort(mode.data.values)
-    rows: Rows = []
-    for index in (*order[::-1][:count], *order[:count]):
-        sample, position = int(mode.data["sample"][index]), int(mode.data["position"][index])
-        text = decode(contexts.tokens[sample, : position + 2])
-        rows.append(
-            {
-                "loading (rms 1)": float(mode.data[index]) * len(mode.data) ** 0.5,
-                "domain": str(contexts.domain[sample]),
-                "text so far": text[:-1].replace("\n", "⏎"),
-                "token": text[-1].replace("\n", "⏎"),
-            }
-        )
-    return rows
+def extreme_tokens(mode: pf.Mode, contexts: Contexts) -> Rows:
+    """The tokens the mode loads on most, either way, each with its domain and behind the text it follows."""
+    return [
+        {
+            "loading (rms 1)": row["loading"],
+            "domain": str(contexts.domain[row["sample"]]),
+            "text so far": row["text so far"],
+            "token": row["token"],
+        }
+        for row in pf.extreme_data(mode, contexts.tokens, decode)
+    ]
 
 
 def heat_map(chi: xr.Dataset, contexts: Contexts) -> Figure:

@@ -11,7 +11,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from patterning_fast.patterning.modes import Modes
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#999999", "#009E73", "#CC79A7")  # Okabe & Ito 2008
 LINES = ("-", "-", "-", "--", ":", "-.")
@@ -64,15 +67,14 @@ def mode_loadings(
     """Singular values; a mode's loadings on heads beside their scores; its mean loading on classes of tokens."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     spectrum, heads, tokens = figure.subplots(1, 3, width_ratios=(1, 1.6, 1.6))
-    values = modes["singular_value"].values
     spectrum.bar(
-        range(len(values)), values, color=[COLOURS[2] if k == chosen else COLOURS[3] for k in range(len(values))]
+        range(modes.sizes["mode"]),
+        modes["singular_value"].values,
+        yerr=modes["singular_value_error"].values,
+        color=[COLOURS[2] if k == chosen else COLOURS[3] for k in range(modes.sizes["mode"])],
     )
-    spectrum.axhline(modes.attrs["noise_floor"], color="black", linestyle="--", linewidth=1)
-    spectrum.annotate(
-        "noise floor", (len(values) - 0.5, modes.attrs["noise_floor"]), ha="right", va="bottom", fontsize=8
-    )
-    spectrum.set(xlabel="mode", ylabel="singular value", xticks=range(len(values)))
+    draw_floor(spectrum, modes)
+    spectrum.set(xlabel="mode", ylabel="singular value", xticks=range(modes.sizes["mode"]))
 
     names = [str(name) for name in modes["component"].values]
     bars = {"loading": modes["component_loading"].values[chosen]}
@@ -93,6 +95,58 @@ def mode_loadings(
     tokens.set(title=f"mode {chosen}: tokens", xlabel="mean loading (rms over all tokens is 1)")
     for axes in (spectrum, heads, tokens):
         axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def draw_floor(axes: Axes, modes: xr.Dataset) -> None:
+    """The noise floor of a spectrum, where it is known."""
+    floor = modes.attrs["noise_floor"]
+    if np.isfinite(floor):
+        axes.axhline(floor, color="black", linestyle="--", linewidth=1)
+        axes.annotate(
+            "noise floor", (1, floor), xytext=(-2, 2), xycoords=("axes fraction", "data"), textcoords="offset points",
+            ha="right", va="bottom", fontsize=8,
+        )  # fmt: skip
+
+
+def scree(modes: Modes) -> Figure:
+    """Singular values with their errors, what is left of them without noise, and the floor under which all is noise."""
+    table = modes.table
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    order, above = np.arange(len(modes)), table["above_floor"].values
+    for which, colour, label in ((above, COLOURS[1], "above the floor"), (~above, COLOURS[3], "not above it")):
+        axes.errorbar(
+            order[which], table["singular_value"].values[which], 1.96 * table["singular_value_error"].values[which],
+            fmt="o", color=colour, capsize=3, label=f"singular value, {label} (95 %)",
+        )  # fmt: skip
+    axes.plot(order, table["signal"].values, "D", color=COLOURS[2], fillstyle="none", label="without noise")
+    draw_floor(axes, table)
+    edge = table.attrs["marchenko_pastur"]
+    axes.axhline(edge, color=COLOURS[3], linestyle=":", linewidth=1, label="Marchenko–Pastur edge")
+    axes.set(xlabel="mode", ylabel="singular value of z-scored χ")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def matched_modes(matches: xr.Dataset, ours: str, theirs: str) -> Figure:
+    """|cosines| between the modes of two estimates; frames are the pairs that `match_modes` made of them."""
+    cosines = np.abs(matches["all_cosines"].values)
+    rows, columns = cosines.shape
+    figure = Figure(figsize=(2.2 + 0.5 * columns, 1.4 + 0.5 * rows), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(cosines, cmap="cividis", vmin=0, vmax=1)
+    for row, column in np.ndindex(rows, columns):
+        colour = "black" if cosines[row, column] > 0.6 else "white"
+        axes.text(column, row, f"{cosines[row, column]:.2f}", ha="center", va="center", color=colour, fontsize=7)
+    for row, column in enumerate(matches["partner"].values):
+        if column >= 0:
+            axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=COLOURS[2], lw=2))
+    axes.set(xlabel=f"modes of {theirs}", ylabel=f"modes of {ours}", xticks=range(columns), yticks=range(rows))
+    figure.colorbar(image, ax=axes, label="|cosine| of data loadings", shrink=0.9)
     return figure
 
 
