@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sized
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
@@ -72,7 +72,7 @@ class TrainerLoss:
                 "items by their number, which a stream does not have"
             )
         self.dataset = Numbered(dataset)
-        of_samples = np.size(weights) == len(dataset)
+        of_samples = math.prod(weights.shape) == len(dataset)
         losses_each = () if of_samples else (len(dataset[0]["input_ids"]) - 1,)
         self.weights = weights_for(weights, len(dataset), losses_each)
         self.mean_weight = self.weights.mean(dtype=torch.float64).item()
