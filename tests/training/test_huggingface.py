@@ -55,7 +55,7 @@ def parameters(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-class InOrder(transformers.Trainer):  # type: ignore[misc]
+class InOrder(transformers.Trainer):  # type: ignore[misc,name-defined]
     """Takes a dataset in its order, so that a test knows the batches."""
 
     def _get_train_sampler(self, *_: Any) -> Any:
