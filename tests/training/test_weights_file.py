@@ -43,7 +43,9 @@ def weights(seed: int = 0) -> xr.DataArray:
 def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
     path = tmp_path / "weights.parquet"
     pf.save_weights(path, weights(), tokens())
-    xr.testing.assert_identical(pf.load_weights(path, tokens()), weights())
+    found = pf.load_weights(path, tokens())
+    xr.testing.assert_identical(found, weights())
+    assert found.values.flags.writeable
     pf.save_weights(path, weights(1), tokens())
     xr.testing.assert_identical(pf.load_weights(path, tokens()), weights(1))
     assert list(tmp_path.iterdir()) == [path]

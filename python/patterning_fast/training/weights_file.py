@@ -79,7 +79,7 @@ def load_weights(path: str | Path, data: Batch) -> xr.DataArray:
         record = json.loads((table.schema.metadata or {})[RECORD])
     except (pa.ArrowInvalid, KeyError) as error:
         raise ValueError(f"{path} was not written by save_weights: {error}") from error
-    columns = {name: table[name].to_numpy() for name in table.column_names}
+    columns = {name: table[name].to_numpy().copy() for name in table.column_names}
     found = differences(record["data"], identity(data))
     if found:
         raise ValueError(
