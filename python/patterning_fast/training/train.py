@@ -79,9 +79,9 @@ def train(
             mode; what it returns is gathered with "step" and "loss", the mean training loss since the last call.
         progress, description, position: a progress bar with the time left, its title, and its line among several.
 
-    Returns the rows of metrics. Raises ValueError for data or weights that do not fit, negative weights as
-    probabilities and the checkpoint of another run, FloatingPointError where the training loss is no longer finite,
-    BlockingIOError or OSError for a folder in use or one that cannot be written.
+    Returns the rows of metrics. Raises TypeError for a scheduler that wants a metric, ValueError for data or weights
+    that do not fit, negative weights as probabilities and the checkpoint of another run, FloatingPointError where the
+    training loss is no longer finite, BlockingIOError or OSError for a folder in use or one that cannot be written.
     """
     check_data("data", data, model)
     for name, value in (
