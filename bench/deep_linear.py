@@ -57,9 +57,10 @@ class Architecture:
 
     @property
     def steps(self) -> int:
-        """Enough for directions in which L is flat up to its order 2·layers, where that can be paid."""
+        """Enough for directions in which L is flat up to its order 2·layers, where that can be paid; but no more than
+        leave the matrices' norms, which noise makes grow, at a few times their own: steeper is beyond this lr."""
         layers = len(self.widths) - 1
-        wanted = max(1000.0, N_BETA ** (1 - 1 / layers)) / self.lr_n_beta
+        wanted = min(4 * N_BETA ** (1 - 1 / layers), 0.7 * N_BETA / max(self.widths)) / self.lr_n_beta
         return DRAWS * math.ceil(min(wanted, MOST_STEPS, MOST_WORK / self.parameters) / DRAWS)
 
     def __str__(self) -> str:

@@ -19,12 +19,15 @@ from patterning_fast.patterning.verification import verify
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component, attention_heads, component, layers
 from patterning_fast.posterior.local_posterior import LocalPosterior
+from patterning_fast.posterior.weights import spread_weights
 from patterning_fast.samplers.rmsprop_sgld import RMSPropSGLD
 from patterning_fast.samplers.sghmc import SGHMC
 from patterning_fast.samplers.sgld import SGLD
 from patterning_fast.samplers.sgnht import SGNHT
+from patterning_fast.training.huggingface import TrainerLoss
 from patterning_fast.training.replicas import train_replicas
 from patterning_fast.training.train import train, weighted_loss
+from patterning_fast.training.weights_file import load_weights, save_weights
 
 __all__ = [
     "SGHMC",
@@ -39,6 +42,7 @@ __all__ = [
     "RMSPropSGLD",
     "SparseFeatures",
     "Statistics",
+    "TrainerLoss",
     "attention_heads",
     "calibrate",
     "component",
@@ -47,11 +51,14 @@ __all__ = [
     "invert",
     "layers",
     "linear_response",
+    "load_weights",
     "losses",
     "match_modes",
     "modes",
     "ops",
     "sample",
+    "save_weights",
+    "spread_weights",
     "train",
     "train_replicas",
     "use_backend",

@@ -184,7 +184,7 @@ def damage_record(folder: Path) -> str:
 def test_damaged_files_are_named(tmp_path: Path, damage: Callable[[Path], str]) -> None:
     sample(tmp_path)
     name = damage(tmp_path)
-    with pytest.raises(ValueError, match=f"{name} is damaged .*: remove .* or name another folder, and sample afresh"):
+    with pytest.raises(ValueError, match=f"{name} is damaged .*: remove .* or name another folder, and start afresh"):
         sample(tmp_path)
 
 
@@ -211,7 +211,7 @@ def test_a_full_disk_leaves_the_last_save(tmp_path: Path, identity: dict[str, An
     with Checkpoint(tmp_path, identity, 0) as checkpoint:
         checkpoint.save(1, state(1.0))
         limit = files_of_at_most(2000 if identity is IDENTITY else 5000)
-        with limit, pytest.raises(OSError, match="the one after 1 draws is intact: make room"):
+        with limit, pytest.raises(OSError, match="the last one is intact: make room"):
             checkpoint.save(2, state(2.0))
     with Checkpoint(tmp_path, identity, 0) as checkpoint:
         into = state(0.0)

@@ -106,18 +106,24 @@ class Checkpoint:
         """
         if not self.tensors_file:
             return 0
-        path = self.folder / self.tensors_file
-        try:
-            saved = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise damaged(path, error) from error
+        saved = self.load()
         there, here = ({name: list(each.shape) for name, each in some.items()} for some in (saved, tensors))
         if there != here:
-            raise damaged(path, f"it holds {there}, not {here}")
+            raise damaged(self.folder / self.tensors_file, f"it holds {there}, not {here}")
         with torch.no_grad():
             for name, tensor in tensors.items():
                 tensor.copy_(saved[name])
         return self.draws_done
+
+    def load(self) -> dict[str, Tensor]:
+        """What was saved last, on the CPU; none where nothing was. Raises ValueError where the file is damaged."""
+        if not self.tensors_file:
+            return {}
+        path = self.folder / self.tensors_file
+        try:
+            return load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise damaged(path, error) from error
 
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise OSError unless there is room for two saves, the second of which is written beside the first."""
@@ -152,7 +158,7 @@ class Checkpoint:
             self.put(RECORD, lambda path: path.write_text(json.dumps(record, indent=1)))
         except (OSError, SafetensorError) as error:
             raise OSError(
-                f"cannot save a checkpoint in {self.folder}: {error}; the one after {self.draws_done} draws is intact: "
+                f"cannot save a checkpoint in {self.folder}: {error}; the last one is intact: "
                 "make room and run again to go on from there"
             ) from error
         self.draws_done, self.tensors_file = draws_done, name
@@ -197,7 +203,7 @@ def hold(folder: Path) -> BufferedRandom:
 
 
 def damaged(path: Path, why: object) -> ValueError:
-    return ValueError(f"{path} is damaged ({why}): remove {path.parent} or name another folder, and sample afresh")
+    return ValueError(f"{path} is damaged ({why}): remove {path.parent} or name another folder, and start afresh")
 
 
 def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

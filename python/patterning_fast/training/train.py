@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import get_args
 
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
+from patterning_fast.engine.checkpoint import Checkpoint
+from patterning_fast.engine.evaluation import Precision, computing_in
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, take, to_device
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
+from patterning_fast.training.minibatches import Minibatches, Weighting
+from patterning_fast.training.state import Metrics, TrainingState, training_identity
 
-Metrics = Callable[[nn.Module], dict[str, float]]
 
+def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor | None = None) -> Tensor:
+    """Σρl / Σρ, a scalar; `losses` and `weights` have the same shape (arXiv:2601.13548).
 
-def weighted_loss(losses: Tensor, weights: Tensor) -> Tensor:
-    """Σρl / Σρ over a batch, a scalar; `losses` and `weights` have the same shape (arXiv:2601.13548)."""
-    return (losses * weights).sum() / weights.sum()
+    Args:
+        total_weight: what to divide by in place of this batch's Σρ. For a minibatch that is the number of its losses
+            times the mean of ρ over all data: then the expectation over uniform minibatches is Σρl/Σρ of all data,
+            minibatches of weight 0 do no harm, and parts of a batch add up to the whole.
+    """
+    return (losses * weights).sum() / (weights.sum() if total_weight is None else total_weight)
 
 
 def train(
@@ -31,62 +45,102 @@ def train(
     batch_size: int,
     lr: float,
     weights: Tensor | xr.DataArray | None = None,
+    weighting: Weighting = "loss",
     weight_decay: float = 0.0,
+    optimizer: Callable[..., Optimizer] = AdamW,
+    schedule: Callable[[Optimizer], LRScheduler] | None = None,
+    max_grad_norm: float | None = None,
+    precision: Precision = "float32",
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
     metrics: Metrics | None = None,
     metrics_every: int = 50,
     progress: bool = True,
     description: str = "training",
     position: int = 0,
 ) -> list[dict[str, float]]:
-    """Train `model` in place by AdamW on the weighted loss Σρl/Σρ of uniform minibatches.
+    """Train `model` in place on minibatches whose loss is in expectation Σρl/Σρ of the data.
 
     Args:
         loss: as for LocalPosterior, per sample or per token.
-        weights: ρ of each sample or token of `data`, e.g. `plan.weights`; None for all 1. The minibatches, and so
-            the whole run where weights are all 1, depend on `seed` alone.
+        weights: ρ of each sample or token of `data`, e.g. `plan.weights`; None for all 1. Minibatches depend on
+            `seed` alone, so weights of 1 change no bit; samples of weight 0 are as good as removed, to the bit.
+        weighting: "loss" weighs the losses of uniform minibatches; "sampling" draws samples in proportion to their
+            mean ρ ≥ 0 and leaves to the losses how ρ varies between a sample's tokens (see `Minibatches`).
+        optimizer: called with the parameters, `lr` and `weight_decay`, e.g. `partial(torch.optim.SGD, momentum=0.9)`.
+        schedule: makes a scheduler of the optimizer, which goes on by one after every step.
+        max_grad_norm: largest norm of a step's gradient, to which larger ones are clipped.
+        precision: of matrix products; weights, gradients and the optimizer stay float32.
+        checkpoint: folder to save the run's state in; where it holds that of this very run, the run resumes from it,
+            and gives the same bits as one that was never interrupted.
+        checkpoint_seconds: between saves; 0 saves after every step.
         metrics: called every `metrics_every` steps, before the first step and after the last, with the model in eval
             mode; what it returns is gathered with "step" and "loss", the mean training loss since the last call.
         progress, description, position: a progress bar with the time left, its title, and its line among several.
 
-    Returns the rows of metrics. Raises ValueError for data or weights that do not fit, and FloatingPointError where
-    the training loss is no longer finite.
+    Returns the rows of metrics. Raises TypeError for a scheduler that wants a metric, ValueError for data or weights
+    that do not fit, negative weights as probabilities and the checkpoint of another run, FloatingPointError where the
+    training loss is no longer finite, BlockingIOError or OSError for a folder in use or one that cannot be written.
     """
     check_data("data", data, model)
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("metrics_every", metrics_every), ("lr", lr)):
-        if not (math.isfinite(value) and value > 0):
+    for name, value in (
+        ("steps", steps), ("batch_size", batch_size), ("metrics_every", metrics_every), ("lr", lr),
+        ("max_grad_norm", max_grad_norm),
+    ):  # fmt: skip
+        if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be > 0, got {value}")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
     device = next(model.parameters()).device
     data = to_device(data, str(device))
     samples = sample_count(data)
     shape = loss_shape(model, loss, data)
     rho = None if weights is None else weights_for(weights, samples, shape).to(device)
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
-    generator = torch.Generator().manual_seed(seed)
-    rows: list[dict[str, float]] = []
-    since: list[Tensor] = []
-
-    def measure(step: int) -> None:
-        recent = float(torch.stack(since).mean()) if since else math.nan
-        since.clear()
-        if step and not math.isfinite(recent):
-            raise FloatingPointError(f"the training loss is not finite by step {step}; lower lr")
-        model.eval()
-        with torch.no_grad():
-            rows.append({"step": float(step), "loss": recent} | (metrics(model) if metrics else {}))
+    minibatches = Minibatches(samples, rho, weighting, batch_size, seed)
+    update = optimizer(model.parameters(), lr=lr, weight_decay=weight_decay)
+    scheduler = schedule(update) if schedule else None
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError("schedule must go by steps alone, and ReduceLROnPlateau wants a metric; choose another")
+    state = TrainingState(model, update, scheduler, minibatches.generator)
+    with ExitStack() as stack:
+        saved, done = None, 0
+        if checkpoint is not None:
+            configuration = {
+                "steps": steps, "batch_size": batch_size, "weighting": weighting, "max_grad_norm": max_grad_norm,
+                "precision": precision, "seed": seed, "metrics_every": metrics_every, "device": str(device),
+                "torch": torch.__version__,
+            }  # fmt: skip
+            identity = training_identity(state, data, loss, rho, configuration)
+            saved = stack.enter_context(Checkpoint(checkpoint, identity, checkpoint_seconds))
+            done = state.restore(saved)
         model.train()
-
-    for step in tqdm(range(steps), unit="step", desc=description, position=position, disable=not progress):
-        if step % metrics_every == 0:
-            measure(step)
-        batch = torch.randint(samples, (batch_size,), generator=generator).to(device)
-        losses = loss(model, take(data, batch))
-        total = weighted_loss(losses, torch.ones_like(losses) if rho is None else rho[batch])
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        since.append(total.detach())
-    measure(steps)
+        bar = tqdm(
+            range(done, steps), initial=done, total=steps, unit="step", desc=description, position=position,
+            disable=not progress,
+        )  # fmt: skip
+        for step in bar:
+            if step % metrics_every == 0:
+                state.measure(step, metrics)
+            batch = minibatches.draw().to(device)
+            with computing_in(precision, device):
+                losses = loss(model, take(data, batch))
+            rest = minibatches.loss_weights
+            count = losses.numel()
+            total = losses.sum() / count if rest is None else weighted_loss(losses, rest[batch], count)
+            update.zero_grad()
+            total.backward()
+            if max_grad_norm is not None:
+                clip_grad_norm_(model.parameters(), max_grad_norm)
+            update.step()
+            if scheduler:
+                scheduler.step()
+            state.recent_losses.append(total.detach())
+            if saved and step + 1 < steps and saved.due():
+                state.save(saved, step + 1)
+        if done < steps:
+            state.measure(steps, metrics)
+            if saved:
+                state.save(saved, steps)
     model.eval()
-    return rows
+    return state.rows
