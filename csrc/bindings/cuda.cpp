@@ -113,4 +113,33 @@ PYBIND11_MODULE(_C_cuda, m) {
     launch_at({device, stream}, "weighted_cross_entropy",
               [&](cudaStream_t on) { return pf::cuda::weighted_cross_entropy(op, on); });
   });
+
+  m.def("dense_losses_workspace", [](const py::tuple& stack, const py::tuple& fields, int device) {
+    const pf::DenseLosses op = pf::read_dense_losses(stack, fields);
+    int64_t floats = 0;
+    launch_at({device, 0}, "dense_losses", [&](cudaStream_t) { return pf::cuda::dense_losses_workspace(op, floats); });
+    return floats;
+  });
+  m.def("dense_losses", [](const py::tuple& stack, const py::tuple& fields, uintptr_t layers, uintptr_t workspace,
+                           int device, uintptr_t stream) {
+    const pf::DenseLosses op = pf::read_dense_losses(stack, fields);
+    launch_at({device, stream}, "dense_losses", [&](cudaStream_t on) {
+      return pf::cuda::dense_losses(op, at_address<pf::DenseLayer>(layers), at_address<float>(workspace), on);
+    });
+  });
+
+  m.def("dense_steps_workspace",
+        [](const py::tuple& stack, const py::tuple& step, const py::tuple& fields, int device) {
+          const pf::DenseSteps op = pf::read_dense_steps(stack, step, fields);
+          int64_t floats = 0;
+          launch_at({device, 0}, "dense_steps", [&](cudaStream_t) { return pf::cuda::dense_steps_workspace(op, floats); });
+          return floats;
+        });
+  m.def("dense_steps", [](const py::tuple& stack, const py::tuple& step, const py::tuple& fields, uintptr_t layers,
+                          uintptr_t workspace, int device, uintptr_t stream) {
+    const pf::DenseSteps op = pf::read_dense_steps(stack, step, fields);
+    launch_at({device, stream}, "dense_steps", [&](cudaStream_t on) {
+      return pf::cuda::dense_steps(op, at_address<pf::DenseLayer>(layers), at_address<float>(workspace), on);
+    });
+  });
 }

@@ -28,7 +28,7 @@ struct DenseStack {
   const float* targets;              // [samples, out]; null where there are labels
   const int64_t* labels;             // [samples]; null where there are targets
   const float* weights;              // [samples] rho; null for all 1
-  int64_t depth, params, samples;
+  int64_t depth, params, samples, coordinate_count;
 };
 
 // losses[c * stride + j] = loss of sample j on chain c.
@@ -37,7 +37,7 @@ struct DenseLosses {
   const float* rows;          // all chains' rows, one after another
   const int64_t* row_starts;  // [chains + 1]
   float* losses;
-  int64_t stride, chains;
+  int64_t stride, chains, param_count;
 };
 
 // `steps` steps of every chain but those of lr 0, each on the mean of rho times loss over `batch` samples drawn with

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
 
 from patterning_fast import ops
 from patterning_fast.chains.plan import ChainPlan
@@ -29,6 +32,10 @@ class NativeEnsemble(Ensemble):
     """The model on the posterior's data."""
     of_sets: list[DenseStack]
     """The model on the samples of each set."""
+    replicas: Tensor
+    """Whose minibatches each row sees, int64 `[rows]`."""
+    of_blocks: dict[range, list[DenseStack]] = field(default_factory=dict)
+    """`of_sets` for the chains of each block, checked once."""
 
     @property
     def evaluated(self) -> list[str]:
@@ -50,7 +57,6 @@ class NativeEnsemble(Ensemble):
     def steps(self, steps: int) -> None:
         """Steps by the kernel; 0 for the gradients of the first alone."""
         state, bank = self.state, self.bank
-        replicas = self.plan.replica_units().repeat(self.plan.cells)
         ops.dense_steps(
             self.stack,
             bank.params,
@@ -66,7 +72,7 @@ class NativeEnsemble(Ensemble):
             seed=state.seed,
             step=state.step,
             rule=self.sampler.rule(state),
-            replicas=0 * replicas if self.options.shared_minibatches else replicas,
+            replicas=self.replicas,
             batch_size=self.options.batch_size,
             steps=steps,
             gradient_noise_correction=self.corrects_noise,
@@ -80,10 +86,13 @@ class NativeEnsemble(Ensemble):
         observe: Callable[[slice], None] = lambda here: None,
     ) -> None:
         rows, starts = slice(block.start, block.stop), self.bank.row_starts[block.start : block.stop + 1]
-        params = self.bank.params[int(starts[0]) : int(starts[-1])]
-        for each, stack in zip(self.sets, self.of_sets, strict=True):
-            own = replace(stack, coordinate_starts=stack.coordinate_starts[rows])
-            ops.dense_losses(own, params, starts - starts[0], self.losses[: len(block), each.columns])
+        if block not in self.of_blocks:
+            self.of_blocks[block] = [
+                replace(stack, coordinate_starts=stack.coordinate_starts[rows]) for stack in self.of_sets
+            ]
+        params = self.bank.params[self.bank.starts[block.start] : self.bank.starts[block.stop]]
+        for each, stack in zip(self.sets, self.of_blocks[block], strict=True):
+            ops.dense_losses(stack, params, starts - starts[0], self.losses[: len(block), each.columns])
         observe(slice(0, len(block)))
 
     def measure_tile(self, pool: Workers[Runners]) -> None:
@@ -106,6 +115,7 @@ def native_ensemble(
     stack = dense_stack(*model, posterior.data, posterior.weights)
     of_sets = [dense_stack(*model, each.data, None) for each in sets]
     bank, state = at_center(posterior, sampler, plan, options)
+    replicas = plan.replica_units().repeat(plan.cells).to(bank.params.device)
     return NativeEnsemble(
         posterior=posterior,
         sampler=sampler,
@@ -118,4 +128,5 @@ def native_ensemble(
         options=options,
         stack=stack,
         of_sets=of_sets,
+        replicas=torch.zeros_like(replicas) if options.shared_minibatches else replicas,
     )

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.ops import library
 from patterning_fast.ops.dense_stack import DenseLayer, DenseStack
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component
@@ -83,8 +84,8 @@ def dense_stack(
     x, y = data if isinstance(data, tuple) and len(data) == 2 else (None, None)
     if x is None or y is None or x.dtype != torch.float32 or x.dim() != 2:
         raise NotDense("the data are no pair (x, y) of float32 x [samples, inputs]")
-    if x.device.type != "cpu":
-        raise NotDense(f"the data are on {x.device}")
+    if x.device.type not in ("cpu", "cuda") or library.backends("dense_steps", x.device.type) == ["reference"]:
+        raise NotDense(f"the data are on {x.device}, for which no kernel is built")
     labelled = loss is losses.cross_entropy
     shape = (len(x),) if labelled else (len(x), layers[-1].outputs)
     if tuple(y.shape) != shape or y.dtype != (torch.int64 if labelled else torch.float32):
@@ -95,7 +96,9 @@ def dense_stack(
         zip(parameters, torch.arange(base.numel()).split([each.numel() for each in parameters.values()]), strict=True)
     )
     coordinates = [
-        torch.cat([places[name] if index is None else places[name][index] for name, index in each.coordinates.items()])
+        torch.cat([
+            places[name] if index is None else places[name][index.cpu()] for name, index in each.coordinates.items()
+        ])
         for each in components
     ]
     starts = torch.tensor([0, *(len(each) for each in coordinates[:-1])]).cumsum(0)
@@ -104,8 +107,8 @@ def dense_stack(
     return DenseStack(
         layers,
         base,
-        starts.repeat_interleave(chains),
-        torch.cat(coordinates),
+        starts.repeat_interleave(chains).to(x.device),
+        torch.cat(coordinates).to(x.device),
         x.contiguous(),
         None if labelled else y.contiguous(),
         y.contiguous() if labelled else None,
