@@ -8,6 +8,7 @@
 
 #include "bindings/cuda_forms.h"
 #include "bindings/read.h"
+#include "dense_stack/dense_plan.h"
 #include "langevin_step/row_pieces.h"
 
 namespace py = pybind11;
@@ -53,6 +54,20 @@ PYBIND11_MODULE(_C_cuda, m) {
       pieces.push_back(py::make_tuple(piece.row, piece.begin, piece.count));
     }
     return pieces;
+  });
+
+  // For tests, of what a chain of a dense stack takes where a block may have so many bytes of shared memory: what steps
+  // of it keep, in floats, and how.
+  m.def("dense_plan", [](const py::tuple& stack, int64_t batch, int64_t steps, int64_t whole, int64_t half) {
+    const pf::cuda::DensePlan plan =
+        pf::cuda::dense_plan(pf::read_dense_stack(stack), batch, steps, pf::cuda::DenseUse::steps, {whole, half});
+    py::dict found;
+    found["threads"] = plan.threads;
+    found["columns"] = plan.columns;
+    found["stride"] = plan.stride;
+    found["shared"] = plan.shared;
+    found["workspace"] = plan.workspace;
+    return found;
   });
 
   m.def("normal", [](const py::tuple& fields, int device, uintptr_t stream) {

@@ -89,7 +89,9 @@ class DenseChain {
   static constexpr int kThreads = threads;
 
   __device__ DenseChain(const DenseStack& stack, const DensePlan& plan, float* workspace)
-      : stack_(stack), plan_(plan), workspace_(workspace + blockIdx.x * plan.workspace) {
+      : stack_(stack), plan_(plan), workspace_(workspace + blockIdx.x * plan.workspace), across_(plan.columns / 4),
+        row_(int(threadIdx.x) / across_), four_(int(threadIdx.x) % across_), down_(threads / across_),
+        along_(threads % across_) {
     if (threadIdx.x == 0) {
       int first = 0;
       for (int at = 0; at < depth(); ++at) {
@@ -155,7 +157,7 @@ class DenseChain {
               units_of(own.first), own.bias < 0 ? nullptr : parameters() + own.bias, [&](int o, int b, float(&z)[4]) {
 #pragma unroll
                 for (int s = 0; s < 4; ++s) z[s] = z[s] < least ? least : z[s];
-                store_four(z, 4, to + o * plan_.stride + b);
+                store_four_aligned(z, to + o * plan_.stride + b);
               });
       __syncthreads();
       if (own.activation == Activation::tanh) {
@@ -222,10 +224,10 @@ class DenseChain {
     if constexpr (use == DenseUse::corrected_steps) add_squares();
   }
 
-  // Parameters moved by move(i, place, w, g, xi), with gradients and squares at 0 again. `noise` holds a number for
-  // each, or is null where they are to be made here, of (seed, chain_id, step).
-  template <class Move>
-  __device__ void update(const float* noise, uint64_t seed, uint64_t chain_id, uint64_t step, const Move& move) const {
+  // Parameters moved by move(i, place, w, g, xi), with gradients and squares at 0 again. `noise` holds a normal for
+  // each; where it is null make(counter, xi) makes those of four.
+  template <class Make, class Move>
+  __device__ void update(const float* noise, const Make& make, const Move& move) const {
     const auto one = [&](int i, float xi) {
       const int64_t at = place_of(i);
       parameters()[at] = move(i, at, parameters()[at], gradients()[at], xi);
@@ -238,7 +240,7 @@ class DenseChain {
     }
     for (int first = 4 * int(threadIdx.x); first < length_; first += 4 * threads) {
       float xi[4];
-      four_normals(seed, chain_id, step, uint64_t(first) / 4, xi);
+      make(first / 4, xi);
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         if (first + j < length_) one(first + j, xi[j]);
@@ -262,6 +264,8 @@ class DenseChain {
   const DenseStack& stack_;
   const DensePlan& plan_;
   float* workspace_;
+  int across_;                      // fours of samples
+  int row_, four_, down_, along_;   // where a thread begins among rows of fours, and how far its next is
   const int64_t* coordinates_ = nullptr;
   int length_ = 0;
 
@@ -296,6 +300,25 @@ class DenseChain {
     return own.weight + (own.transposed ? i * own.out + o : o * own.in + i);
   }
 
+  // body(row, b) for every row and every fourth sample b of it.
+  template <class Body>
+  __device__ void for_each_four(int rows, const Body& body) const {
+    for (int row = row_, four = four_; row < rows;) {
+      body(row, 4 * four);
+      row += down_, four += along_;
+      if (four >= across_) four -= across_, ++row;
+    }
+  }
+
+  // body(place) for every sample of `count` units.
+  template <class Body>
+  __device__ void for_each_unit(int count, const Body& body) const {
+    for_each_four(count, [&](int row, int b) {
+#pragma unroll 1
+      for (int s = 0; s < 4; ++s) body(row * plan_.stride + b + s);
+    });
+  }
+
   // to[i][b] = value(b, i) for i < width and b < count, 0 in the columns after. Several loads are under way at once.
   template <class Value>
   __device__ void gather(int width, int count, const Value& value, float* to) const {
@@ -323,8 +346,7 @@ class DenseChain {
   template <class Store>
   __device__ void product(const DenseLeft& left, int rows, int depth, const float* right, const float* bias,
                           const Store& store) const {
-    const int across = plan_.columns / 4;
-    const auto enough = [&](int each) { return (rows + each - 1) / each * across >= threads; };
+    const auto enough = [&](int each) { return (rows + each - 1) / each * across_ >= threads; };
     const bool whole = is_aligned(left.at, sizeof(float4));
     const bool along_depth = whole && left.column == 1 && left.row % 4 == 0 && depth % 4 == 0;
     const bool along_rows = whole && left.row == 1 && left.column % 4 == 0;
@@ -351,9 +373,9 @@ class DenseChain {
   template <int each, DenseRun run, class Store>
   __device__ void product_of(const DenseLeft& left, int rows, int depth, const float* right, const float* bias,
                              const Store& store) const {
-    const int across = plan_.columns / 4, items = (rows + each - 1) / each * across, stride = plan_.stride;
-    for (int item = int(threadIdx.x); item < items; item += threads) {
-      const int row = item / across * each, b = item % across * 4;
+    const int stride = plan_.stride;
+    for_each_four((rows + each - 1) / each, [&](int tile, int b) {
+      const int row = tile * each;
       float sums[each][4];
       const float* weights[each];
 #pragma unroll
@@ -408,7 +430,7 @@ class DenseChain {
 #pragma unroll
       for (int i = 0; i < each; ++i)
         if (row + i < rows) store(row + i, b, sums[i]);
-    }
+    });
   }
 
   // store(i, j, sum over samples of left[i] right[j]) for i < rows, j < columns, each by one thread: the first of those
@@ -430,10 +452,11 @@ class DenseChain {
   __device__ void sums_of_pairs_by(const DenseRows<multiplied>& left, int rows, const DenseRows<multiplied>& right,
                                    int columns, const Store& store) const {
     const int down = (rows + each - 1) / each, along = (columns + each - 1) / each, tiles = down * along;
-    int parts = 1;  // a power of 2 within a warp; 1 where the tiles are more than the threads
-    while (2 * parts * tiles <= threads && 2 * parts <= min(32, plan_.columns / 4)) parts *= 2;
+    int halvings = 0;  // of the samples, among threads of a warp; none where the tiles are more than the threads
+    while (tiles << (halvings + 1) <= threads && 2 << halvings <= min(32, across_)) ++halvings;
+    const int parts = 1 << halvings;
     for (int first = 0; first < tiles * parts; first += threads) {
-      const int tile = (first + int(threadIdx.x)) / parts, part = (first + int(threadIdx.x)) % parts;
+      const int tile = (first + int(threadIdx.x)) >> halvings, part = int(threadIdx.x) & (parts - 1);
       const int row = tile / along, column = tile % along;  // then every `down`-th, and every `along`-th
       float sums[each][each] = {};
       if (tile < tiles)
@@ -468,10 +491,10 @@ class DenseChain {
 
   __device__ void slope_of_squared_error() const {
     const DenseUnits own = last();
-    const int across = plan_.columns / 4;
     const float *const z = units_of(own.outputs()), *const y = targets();
-    for (int item = int(threadIdx.x); item < own.out * across; item += threads) {
-      const int b = item % across * 4, here = item / across * plan_.stride + b;
+    float* const to = slopes_of(depth() - 1);
+    for_each_four(own.out, [&](int o, int b) {
+      const int here = o * plan_.stride + b;
       float slope[4], off[4], weights[4];
       load_four_aligned(z + here, slope);
       load_four_aligned(y + here, off);
@@ -479,8 +502,8 @@ class DenseChain {
 #pragma unroll
       for (int s = 0; s < 4; ++s) slope[s] = (slope[s] - off[s]) * weights[s];
       take_back_through(own.activation, own.outputs(), here, slope);
-      store_four(slope, 4, slopes_of(depth() - 1) + here);
-    }
+      store_four_aligned(slope, to + here);
+    });
   }
 
   template <class Samples>
@@ -507,13 +530,6 @@ class DenseChain {
     float most = z[0];
     for (int o = 1; o < last().out; ++o) most = greater(z[o * plan_.stride], most);
     return most;
-  }
-
-  // body(place) for every sample of `count` units.
-  template <class Body>
-  __device__ void for_each_unit(int count, const Body& body) const {
-    for (int at = int(threadIdx.x); at < count * plan_.columns; at += threads)
-      body(at / plan_.columns * plan_.stride + at % plan_.columns);
   }
 
   __device__ void back_through_gelu(const DenseUnits& own, float* slope) const {
@@ -543,7 +559,7 @@ class DenseChain {
             slopes_of(at), nullptr, [&](int i, int b, float(&slope)[4]) {
               const int here = i * plan_.stride + b;
               take_back_through(activation, own.first, here, slope);
-              store_four(slope, 4, to + here);
+              store_four_aligned(slope, to + here);
             });
   }
 

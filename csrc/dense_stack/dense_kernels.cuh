@@ -11,65 +11,68 @@ inline __device__ bool lies_inside(const DenseStack& stack, int64_t chain, int64
          (first < 0 ? length == stack.params : first + length <= stack.coordinate_count);
 }
 
-// The chain's parameters after a step by a rule of langevin_step.
-template <LangevinRule rule, class Chain>
-__device__ void langevin_update(const Chain& own, const DenseSteps& op, int64_t chain, const float* noise, int64_t step) {
+// What a block knows of its chain beside the op.
+struct DenseRow {
+  int64_t chain, start;
+  int length;
+  uint64_t seed, chain_id;
+  const float* center;
+  float* memory;
+};
+
+// A step by a rule of langevin_step.
+template <LangevinRule rule, class Chain, class Make>
+__device__ void langevin_update(const Chain& own, const LangevinStep& bank, const DenseRow& row, const float* noise,
+                                const Make& make) {
   constexpr bool has_memory = rule != LangevinRule::sgld;
-  const LangevinStep& bank = op.op;
-  const float* const center = bank.center + bank.center_starts[chain];
-  float* const memories = has_memory ? bank.memory + bank.row_starts[chain] : nullptr;
   const LangevinChain& constants = own.numbers().chain;
   double squared_momentum[1] = {};
-  own.update(noise, uint64_t(*bank.seed), uint64_t(bank.chain_ids[chain]), uint64_t(step),
-             [&](int i, int64_t, float w, float g, float xi) {
-               float memory = has_memory ? memories[i] : 0.0f;
-               w = langevin_rule<rule>(constants, w, g, center[i], xi, memory);
-               if (has_memory) memories[i] = memory;
-               if (rule == LangevinRule::sgnht) squared_momentum[0] += double(memory) * double(memory);
-               return w;
-             });
+  own.update(noise, make, [&](int i, int64_t, float w, float g, float xi) {
+    float memory = has_memory ? row.memory[i] : 0.0f;
+    w = langevin_rule<rule>(constants, w, g, row.center[i], xi, memory);
+    if (has_memory) row.memory[i] = memory;
+    if (rule == LangevinRule::sgnht) squared_momentum[0] += double(memory) * double(memory);
+    return w;
+  });
   if constexpr (rule == LangevinRule::sgnht) {
     block_sum<Chain::kThreads>(squared_momentum, own.numbers().partial);
-    if (threadIdx.x == 0)
-      bank.thermostat[chain] =
-          warmer(bank, chain, squared_momentum[0], bank.row_starts[chain + 1] - bank.row_starts[chain]);
+    if (threadIdx.x == 0 && row.length > 0)
+      bank.thermostat[row.chain] = warmer(bank, row.chain, squared_momentum[0], row.length);
   }
 }
 
-template <DenseUse use, class Chain>
-__device__ void update(const Chain& own, const DenseSteps& op, int64_t chain, const float* noise, int64_t step) {
+template <DenseUse use, class Chain, class Make>
+__device__ void update(const Chain& own, const DenseSteps& op, const DenseRow& row, const float* noise,
+                       const Make& make) {
   if constexpr (use == DenseUse::corrected_steps) {
-    const LangevinStep& bank = op.op;
-    const float* const center = bank.center + bank.center_starts[chain];
     const PerSampleChain& constants = own.numbers().sampled;
     const float batch = float(op.batch);
-    own.update(noise, uint64_t(*bank.seed), uint64_t(bank.chain_ids[chain]), uint64_t(step),
-               [&](int i, int64_t place, float w, float g, float xi) {
-                 const Moments each = moments(0.0f, batch * g, batch * batch * own.squares()[place], batch);
-                 return per_sample_rule(constants, w, each, center[i], xi);
-               });
+    own.update(noise, make, [&](int i, int64_t place, float w, float g, float xi) {
+      const Moments each = moments(0.0f, batch * g, batch * batch * own.squares()[place], batch);
+      return per_sample_rule(constants, w, each, row.center[i], xi);
+    });
   } else {
     switch (op.op.rule) {
-      case LangevinRule::sgld: return langevin_update<LangevinRule::sgld>(own, op, chain, noise, step);
+      case LangevinRule::sgld: return langevin_update<LangevinRule::sgld>(own, op.op, row, noise, make);
       case LangevinRule::rmsprop:
       case LangevinRule::rmsprop_bias_corrected:
-        return langevin_update<LangevinRule::rmsprop>(own, op, chain, noise, step);
-      case LangevinRule::sghmc: return langevin_update<LangevinRule::sghmc>(own, op, chain, noise, step);
-      case LangevinRule::sgnht: return langevin_update<LangevinRule::sgnht>(own, op, chain, noise, step);
+        return langevin_update<LangevinRule::rmsprop>(own, op.op, row, noise, make);
+      case LangevinRule::sghmc: return langevin_update<LangevinRule::sghmc>(own, op.op, row, noise, make);
+      case LangevinRule::sgnht: return langevin_update<LangevinRule::sgnht>(own, op.op, row, noise, make);
     }
   }
 }
 
-template <DenseUse use>
-__device__ void set_numbers(const DenseSteps& op, int64_t chain, int64_t step, LangevinChain& plain,
-                            PerSampleChain& sampled) {
+// The numbers of a chain's step, by one thread.
+template <DenseUse use, class Numbers>
+__device__ void set_numbers(const DenseSteps& op, int64_t chain, int64_t step, Numbers& numbers) {
   if constexpr (use == DenseUse::corrected_steps) {
     PerSampleLangevinStep each{};
     each.lr = op.op.lr, each.n_beta = op.op.n_beta, each.localization = op.op.localization;
     each.noise_scale = op.op.noise_scale, each.batch = op.batch;
-    sampled = per_sample_chain(each, chain);
+    numbers.sampled = per_sample_chain(each, chain);
   } else {
-    plain = langevin_chain(op.op, chain, step);
+    numbers.chain = langevin_chain(op.op, chain, step);
   }
 }
 
@@ -78,18 +81,20 @@ __device__ void run_steps(DenseChain<use, threads, in_shared>& own, const DenseS
                           int64_t chain) {
   const LangevinStep& bank = op.op;
   const int64_t start = bank.row_starts[chain], first = *bank.step, last = first + op.steps;
-  const int length = int(bank.row_starts[chain + 1] - start), counters = (length + 3) / 4;
-  const uint64_t seed = uint64_t(*bank.seed), chain_id = uint64_t(bank.chain_ids[chain]);
-  const uint64_t replica = uint64_t(op.replicas[chain]);
+  const DenseRow row{chain, start, int(bank.row_starts[chain + 1] - start), uint64_t(*bank.seed),
+                     uint64_t(bank.chain_ids[chain]), bank.center + bank.center_starts[chain],
+                     bank.memory ? bank.memory + start : nullptr};
+  const bool numbers_change = bank.rule == LangevinRule::rmsprop_bias_corrected || bank.rule == LangevinRule::sgnht;
   const float share = 1.0f / float(op.batch);
-  own.load(chain, bank.params + start, length);
+  own.load(chain, bank.params + start, row.length);
 
-  const int noisy_steps = length ? threads / counters : 0;  // whose noise is made at once, a counter a thread
+  // The words of several steps are made at once, where one step's are fewer than the threads.
+  const int counters = (row.length + 3) / 4, noisy_steps = row.length ? threads / counters : 0;
   int minibatches_left = 0, noises_left = 0;
   int64_t step = first;
   do {
     if (minibatches_left == 0) {
-      own.choose(seed, replica, uint64_t(step));
+      own.choose(row.seed, uint64_t(op.replicas[chain]), uint64_t(step));
       minibatches_left = plan.minibatches;
       __syncthreads();
     }
@@ -102,18 +107,20 @@ __device__ void run_steps(DenseChain<use, threads, in_shared>& own, const DenseS
       own.add_gradient(sample_of, count);
     }
     if (op.steps == 0) break;
-    if (threadIdx.x == 0) set_numbers<use>(op, chain, step, own.numbers().chain, own.numbers().sampled);
+    if (threadIdx.x == 0 && (step == first || numbers_change)) set_numbers<use>(op, chain, step, own.numbers());
     if (noisy_steps && noises_left == 0) {
       noises_left = noisy_steps;
       if (const int at = int(threadIdx.x); at < noisy_steps * counters) {
         float xi[4];
-        four_normals(seed, chain_id, uint64_t(step + at / counters), uint64_t(at % counters), xi);
-        store_four(xi, 4, own.noise() + 4 * at);
+        four_normals(row.seed, row.chain_id, uint64_t(step + at / counters), uint64_t(at % counters), xi);
+        store_four_aligned(xi, own.noise() + 4 * at);
       }
     }
     __syncthreads();
     const float* const noise = noisy_steps ? own.noise() + (noisy_steps - noises_left--) * 4 * counters : nullptr;
-    update<use>(own, op, chain, noise, step);
+    update<use>(own, op, row, noise, [&](int at, float(&xi)[4]) {
+      four_normals(row.seed, row.chain_id, uint64_t(step), uint64_t(at), xi);
+    });
     __syncthreads();
   } while (++step < last);
 

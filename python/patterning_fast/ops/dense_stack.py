@@ -1,7 +1,8 @@
 """`dense_losses` and `dense_steps`: chains of small models, many steps of each in one call.
 
-Each chain's whole loop (minibatch, gradient, noise, update) runs on one core and in its cache, or in one block of a GPU
-and in its shared memory. The model is described by data: a stack of dense layers, of any widths, that may share weights.
+Each chain's whole loop (minibatch, gradient, noise, update) runs on one core and in its cache, or in one block of a
+GPU and in its shared memory. The model is described by data: a stack of dense layers, of any widths, that may share
+weights.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ class DenseStack:
         names = list(reference.ACTIVATIONS)
         return torch.tensor([[*layer[:5], names.index(layer.activation)] for layer in self.layers], dtype=torch.int64)
 
-    def tensors(self) -> tuple[Tensor | None, ...]:
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         return (
             self.table(), self.base, self.coordinate_starts, self.coordinates, self.inputs, self.targets, self.labels,
             self.weights,
@@ -160,7 +161,7 @@ def steps_fields(*arguments: Any) -> tuple[Fields, Fields, Fields]:
     """Those of its DenseSteps."""
     replicas, batch, steps, corrects_noise = arguments[-4:]
     own = (replicas.data_ptr(), batch, steps, int(corrects_noise))
-    return stack_fields(*arguments[16:24]), step_fields(*arguments[:16], None, None, None), own
+    return stack_fields(*arguments[16:24]), step_fields(*[*arguments[:16], None, None, None]), own
 
 
 def losses_cpp(*arguments: Any) -> None:

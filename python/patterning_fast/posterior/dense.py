@@ -96,9 +96,9 @@ def dense_stack(
         zip(parameters, torch.arange(base.numel()).split([each.numel() for each in parameters.values()]), strict=True)
     )
     coordinates = [
-        torch.cat([
-            places[name] if index is None else places[name][index.cpu()] for name, index in each.coordinates.items()
-        ])
+        torch.cat(
+            [places[name] if index is None else places[name][index.cpu()] for name, index in each.coordinates.items()]
+        )
         for each in components
     ]
     starts = torch.tensor([0, *(len(each) for each in coordinates[:-1])]).cumsum(0)

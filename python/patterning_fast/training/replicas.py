@@ -42,7 +42,8 @@ def train_replicas(
         model: an `nn.Sequential` of `nn.Linear` and activations, or a model with `dense_layers()`
             (`posterior/dense.py`). It is not changed.
         initial: float32 `[replicas, params]`, each row as `torch.nn.utils.parameters_to_vector` gives it.
-        data: `(x, y)`, on the device of the model and `initial`. loss: `pf.losses.squared_error` or `pf.losses.cross_entropy`.
+        data: `(x, y)`, on the device of the model and `initial`. loss: `pf.losses.squared_error` or
+            `pf.losses.cross_entropy`.
         optimizer: makes an optimizer of one tensor that holds all replicas, e.g.
             `lambda params: torch.optim.Adam(params, lr=1e-3)`; any that treats every number by itself.
         weights: ρ `[weightings, samples]`; None for one weighting of all 1.
@@ -101,10 +102,11 @@ def train_replicas(
                     raise ValueError(f"{broken} replicas are not finite by step {step + 1}: lower the learning rate")
             bar.update()
     dimensions = ("snapshot", "weighting", "replica")
+    mean = (dimensions, torch.stack(losses).cpu().numpy(), {"units": "nats", "long_name": "mean loss, unweighted"})
     return xr.Dataset(
         {
             "parameters": ((*dimensions, "parameter"), torch.stack(kept).cpu().numpy()),
-            "loss": (dimensions, torch.stack(losses).cpu().numpy(), {"units": "nats", "long_name": "mean loss, unweighted"}),
+            "loss": mean,
         },
         coords={"step": ("snapshot", np.array(kept_at))},
         attrs={"steps": steps, "batch_size": batch_size, "seed": seed, "optimizer": type(update).__name__},
