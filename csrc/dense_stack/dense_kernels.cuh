@@ -130,10 +130,14 @@ __device__ void run_steps(DenseChain<use, threads, in_shared>& own, const DenseS
     own.each(own.parameters(), [&](int i, float w) { bank.params[start + i] = w; });
 }
 
-constexpr int least_blocks(int threads) { return threads == kWarp ? 24 : threads == kSomeWarps ? 4 : 2; }
+// As many chains as of a tiny model have room in a multiprocessor's shared memory.
+constexpr int least_blocks(DenseUse use, int threads) {
+  const int tiny = use == DenseUse::corrected_steps ? 20 : 24;
+  return threads == kWarp ? tiny : threads == kSomeWarps ? 4 : 2;
+}
 
 template <DenseUse use, int threads, bool in_shared>
-__global__ void __launch_bounds__(threads, least_blocks(threads))
+__global__ void __launch_bounds__(threads, least_blocks(use, threads))
     dense_steps_kernel(const DenseSteps op, const DensePlan plan, float* workspace) {
   DenseChain<use, threads, in_shared> own(op.stack, plan, workspace);
   for (int64_t chain = blockIdx.x; chain < op.op.chains; chain += gridDim.x) {
@@ -145,7 +149,7 @@ __global__ void __launch_bounds__(threads, least_blocks(threads))
 }
 
 template <int threads, bool in_shared>
-__global__ void __launch_bounds__(threads, least_blocks(threads))
+__global__ void __launch_bounds__(threads, least_blocks(DenseUse::losses, threads))
     dense_losses_kernel(const DenseLosses op, const DensePlan plan, float* workspace) {
   DenseChain<DenseUse::losses, threads, in_shared> own(op.stack, plan, workspace);
   for (int64_t chain = blockIdx.x; chain < op.chains; chain += gridDim.x) {
