@@ -147,7 +147,8 @@ PYBIND11_MODULE(_C_cuda, m) {
         [](const py::tuple& stack, const py::tuple& step, const py::tuple& fields, int device) {
           const pf::DenseSteps op = pf::read_dense_steps(stack, step, fields);
           int64_t floats = 0;
-          launch_at({device, 0}, "dense_steps", [&](cudaStream_t) { return pf::cuda::dense_steps_workspace(op, floats); });
+          launch_at({device, 0}, "dense_steps",
+                    [&](cudaStream_t) { return pf::cuda::dense_steps_workspace(op, floats); });
           return floats;
         });
   m.def("dense_steps", [](const py::tuple& stack, const py::tuple& step, const py::tuple& fields, uintptr_t layers,

@@ -134,7 +134,7 @@ class DenseChain {
     }
   }
 
-  // Inputs and targets of the samples sample_of(b) for b < count, and share times their weights: 0 in the columns after.
+  // Inputs and targets of the samples sample_of(b) for b < count, and share times their weights; in later columns 0.
   template <class Samples>
   __device__ void take(const Samples& sample_of, int count, float share) const {
     const int in = layer(0).in, out = last().out;

@@ -141,7 +141,8 @@ __global__ void __launch_bounds__(threads, least_blocks(use, threads))
     dense_steps_kernel(const DenseSteps op, const DensePlan plan, float* workspace) {
   DenseChain<use, threads, in_shared> own(op.stack, plan, workspace);
   for (int64_t chain = blockIdx.x; chain < op.op.chains; chain += gridDim.x) {
-    const int64_t start = op.op.row_starts[chain], end = op.op.row_starts[chain + 1], center = op.op.center_starts[chain];
+    const int64_t start = op.op.row_starts[chain], end = op.op.row_starts[chain + 1];
+    const int64_t center = op.op.center_starts[chain];
     if (op.op.lr[chain] != 0.0f && lies_inside(op.stack, chain, start, end, op.op.param_count) && center >= 0 &&
         center + (end - start) <= op.op.center_count)
       run_steps(own, op, plan, chain);

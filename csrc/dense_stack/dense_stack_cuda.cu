@@ -47,7 +47,8 @@ cudaError_t run(void (*kernel)(Op, DensePlan, float*), const Op& op, const Dense
   const int bytes = int(4 * launch.plan.shared);
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
+    error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   if (error != cudaSuccess) return error;
   kernel<<<unsigned(launch.blocks), unsigned(launch.plan.threads), size_t(bytes), stream>>>(op, launch.plan, workspace);
   return cudaGetLastError();
