@@ -107,7 +107,10 @@ def data(architecture: Architecture, seed: int) -> tuple[torch.nn.Module, torch.
 
 
 def estimate(architecture: Architecture, sampler: Sampler, seed: int) -> Estimate:
-    """λ̂ of all draws; its error is that of independent chains, and how far their second half is from the first."""
+    """λ̂ of all draws; its error is that of independent chains, their drift from first half to second, and 1/log nβ.
+
+    The last because nβ E[L] = λ − (m − 1)/log nβ + ..., and whoever does not know λ does not know m either.
+    """
     network, x, y = data(architecture, seed)
     posterior = pf.LocalPosterior(network, pf.losses.squared_error, (x, y), n_beta=N_BETA, localization=LOCALIZATION)
     run = pf.sample(
@@ -117,7 +120,8 @@ def estimate(architecture: Architecture, sampler: Sampler, seed: int) -> Estimat
     llc = run.llc().sel(component="full")
     first, second = np.split(N_BETA * run.diagnostics()["phi"].sel(component="full").values.mean(0), 2)
     drift = float(second.mean() - first.mean())
-    return Estimate(float(llc["llc"]), math.hypot(float(llc["llc_error"]), drift), float(run.attrs["seconds"]))
+    error = math.hypot(float(llc["llc_error"]), drift, 1 / math.log(N_BETA))
+    return Estimate(float(llc["llc"]), error, float(run.attrs["seconds"]))
 
 
 def devinterp_seconds(chosen: list[Architecture]) -> np.ndarray:

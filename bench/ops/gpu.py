@@ -9,8 +9,9 @@ import torch
 from bench.ops.comoments_update import inputs as comoments_inputs
 from bench.ops.langevin_step import eager_step
 from bench.ops.timing import interleaved
+from bench.small.ours import LAYERS
 from patterning_fast import ops
-from patterning_fast.ops import library
+from patterning_fast.ops import DenseLayer, DenseStack, library
 
 CHAINS, PARAMS, REPEATS = 4096, 65_536, 21
 COPY_BAR, EAGER_BAR, COMPILED_BAR, PRODUCT_BAR = 0.85, 5.0, 2.0, 0.7
@@ -41,13 +42,21 @@ def verified(form: str, function: Callable[[], torch.Tensor]) -> bool:
 
 
 def row(
-    op: str, form: str, size: str, figure: str, value: float, bar: float, seconds: dict[str, float], is_verified: bool
+    op: str,
+    form: str,
+    size: str,
+    figure: str,
+    value: float,
+    bar: float | None,
+    seconds: dict[str, float],
+    is_verified: bool,
 ) -> dict[str, object]:
-    """A figure that must reach its bar, with the time of all that took turns."""
+    """A figure that must reach its bar, where it has one, with the time of all that took turns."""
     peers = {f"{name} [ms]": 1e3 * each for name, each in seconds.items()}
     return {
-        "op": op, "form": form, "size": size, "figure": figure, "value": value, "bar": bar, "holds": value >= bar,
-        "ms": 1e3 * seconds[form], "peers": peers, "verified": is_verified,
+        "op": op, "form": form, "size": size, "figure": figure, "value": value, "bar": bar,
+        "holds": None if bar is None else value >= bar, "ms": 1e3 * seconds[form], "peers": peers,
+        "verified": is_verified,
     }  # fmt: skip
 
 
@@ -133,9 +142,69 @@ def cross_entropy_rows() -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
+def square_layers(width: int) -> list[DenseLayer]:
+    """Three of them, with relu between."""
+    return [DenseLayer(width, width, at * width**2, activation="relu" if at < 2 else "identity") for at in range(3)]
+
+
+SMALL_MODELS = [
+    # name, layers, chains, batch, steps of a call
+    ("superposition", LAYERS["superposition"], 65_536, 64, 100),
+    ("three layers of width 64", square_layers(64), 4096, 128, 20),
+    ("three layers of width 128", square_layers(128), 4096, 128, 20),
+]
+
+
+def chains_of(layers: list[DenseLayer], chains: int, batch: int, steps: int) -> Callable[[], torch.Tensor]:
+    """What takes chains of a model through some steps from w*, and returns their parameters."""
+    params = max(max(each.weight + each.inputs * each.outputs, each.bias + each.outputs) for each in layers)
+    generator = torch.Generator("cuda").manual_seed(0)
+    base = torch.randn(params, device="cuda", generator=generator) / layers[0].inputs ** 0.5
+    x = torch.rand(4096, layers[0].inputs, device="cuda", generator=generator)
+    numbers, zero = torch.arange(chains + 1, device="cuda"), torch.tensor(0, device="cuda")
+    stack = DenseStack(layers, base, torch.full((chains,), -1, device="cuda"), numbers[:0], x, x)
+    rows, center_starts = base.repeat(chains), torch.zeros_like(numbers[1:])
+    grads = torch.zeros_like(rows)
+
+    def advance() -> torch.Tensor:
+        rows.view(chains, -1).copy_(base)
+        ops.dense_steps(
+            stack, rows, grads, base, row_starts=params * numbers, center_starts=center_starts, lr=1e-3, n_beta=10.0,
+            localization=100.0, seed=zero, step=zero, replicas=numbers[1:], batch_size=batch, steps=steps,
+        )  # fmt: skip
+        return rows.clone()
+
+    return advance
+
+
+def dense_rows() -> list[dict[str, object]]:
+    """Chain-steps of small autoencoders, and what share their products are of the rate of large ones."""
+    a, figures = torch.randn(4096, 4096, device="cuda"), []
+    for name, layers, chains, batch, steps in SMALL_MODELS:
+        few = chains_of(layers, 3, batch, 2)
+        is_verified = {form: verified(form, few) for form in kernels("dense_steps")}
+        many = chains_of(layers, chains, batch, steps)
+        functions: dict[str, Callable[[], object]] = {form: in_form(form, many) for form in is_verified}
+        functions["torch.mm"] = lambda: torch.mm(a, a)
+        seconds = interleaved(functions, REPEATS)
+        rate = 2 * 4096**3 / seconds["torch.mm"]
+        # Forward, the gradient of each weight, and back to the first layer's outputs.
+        sizes = [each.inputs * each.outputs for each in layers]
+        flops = 2 * batch * (3 * sum(sizes) - sizes[0])
+        for form in is_verified:
+            per_second = chains * steps / seconds[form]
+            for figure, value in (
+                ("million chain-steps a second", per_second / 1e6),
+                ("share of the rate of torch.mm", per_second * flops / rate),
+            ):
+                size = f"{name}: {chains} chains, batches of {batch}"
+                figures.append(row("dense_steps", form, size, figure, value, None, seconds, is_verified[form]))
+    return figures
+
+
 def rows() -> list[dict[str, object]]:
     """The figures, each with its bar and the times of its peers; none without a GPU."""
     if not torch.cuda.is_available():
         return []
     torch.backends.cuda.matmul.allow_tf32 = False  # the ops are float32 too
-    return [*langevin_rows(), *comoments_rows(), *cross_entropy_rows()]
+    return [*langevin_rows(), *comoments_rows(), *cross_entropy_rows(), *dense_rows()]

@@ -121,42 +121,23 @@ PYBIND11_MODULE(_C, m) {
     forms()->rotary_attention_gradient(op, threads);
   });
 
-  m.def("dense_losses", [](const py::tuple& stack, uintptr_t rows, uintptr_t row_starts, uintptr_t losses,
-                           int64_t stride, int64_t chains, int threads) {
-    const pf::DenseLosses op{pf::read_dense_stack(stack),
-                             reinterpret_cast<const float*>(rows),
-                             reinterpret_cast<const int64_t*>(row_starts),
-                             reinterpret_cast<float*>(losses),
-                             stride,
-                             chains};
+  m.def("dense_losses", [](const py::tuple& stack, const py::tuple& fields, int threads) {
+    const pf::DenseLosses op = pf::read_dense_losses(stack, fields);
     py::gil_scoped_release unlocked;
     forms()->dense_losses(op, threads);
   });
 
-  m.def("dense_steps", [](const py::tuple& stack, const py::tuple& fields, uintptr_t replicas, int64_t batch,
-                          int64_t steps, int corrects_noise, int threads) {
-    const pf::DenseSteps op{pf::read_dense_stack(stack), pf::read_langevin_step(fields),
-                            reinterpret_cast<const int64_t*>(replicas), batch, steps, corrects_noise};
+  m.def("dense_steps", [](const py::tuple& stack, const py::tuple& step, const py::tuple& fields, int threads) {
+    const pf::DenseSteps op = pf::read_dense_steps(stack, step, fields);
     py::gil_scoped_release unlocked;
     forms()->dense_steps(op, threads);
   });
 
-  m.def("dense_draws", [](const py::tuple& stack, const py::tuple& fields, uintptr_t replicas, int64_t batch,
-                          int64_t steps, int corrects_noise, const py::tuple& evaluated, const py::tuple& comoments,
-                          uintptr_t reference, uintptr_t phi, uintptr_t distance, uintptr_t losses, int64_t phi_begin,
-                          int64_t phi_end, int64_t draws, double limit, int threads) {
-    const pf::DenseDraws op{{pf::read_dense_stack(stack), pf::read_langevin_step(fields),
-                             reinterpret_cast<const int64_t*>(replicas), batch, steps, corrects_noise},
-                            pf::read_dense_stack(evaluated),
-                            pf::read_comoments_update(comoments),
-                            reinterpret_cast<const float*>(reference),
-                            reinterpret_cast<double*>(phi),
-                            reinterpret_cast<float*>(distance),
-                            reinterpret_cast<float*>(losses),
-                            phi_begin,
-                            phi_end,
-                            draws,
-                            limit};
+  m.def("dense_draws", [](const py::tuple& stack, const py::tuple& step, const py::tuple& fields,
+                          const py::tuple& evaluated, const py::tuple& comoments, const py::tuple& draws, int threads) {
+    const pf::DenseDraws op = pf::read<pf::DenseDraws, 8>(draws, pf::read_dense_steps(stack, step, fields),
+                                                          pf::read_dense_stack(evaluated),
+                                                          pf::read_comoments_update(comoments));
     py::gil_scoped_release unlocked;
     forms()->dense_draws(op, threads);
   });

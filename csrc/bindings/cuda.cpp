@@ -8,6 +8,7 @@
 
 #include "bindings/cuda_forms.h"
 #include "bindings/read.h"
+#include "dense_stack/dense_plan.h"
 #include "langevin_step/row_pieces.h"
 
 namespace py = pybind11;
@@ -53,6 +54,20 @@ PYBIND11_MODULE(_C_cuda, m) {
       pieces.push_back(py::make_tuple(piece.row, piece.begin, piece.count));
     }
     return pieces;
+  });
+
+  // For tests, of what a chain of a dense stack takes where a block may have so many bytes of shared memory: what steps
+  // of it keep, in floats, and how.
+  m.def("dense_plan", [](const py::tuple& stack, int64_t batch, int64_t steps, int64_t whole, int64_t half) {
+    const pf::cuda::DensePlan plan =
+        pf::cuda::dense_plan(pf::read_dense_stack(stack), batch, steps, pf::cuda::DenseUse::steps, {whole, half});
+    py::dict found;
+    found["threads"] = plan.threads;
+    found["columns"] = plan.columns;
+    found["stride"] = plan.stride;
+    found["shared"] = plan.shared;
+    found["workspace"] = plan.workspace;
+    return found;
   });
 
   m.def("normal", [](const py::tuple& fields, int device, uintptr_t stream) {
@@ -112,5 +127,35 @@ PYBIND11_MODULE(_C_cuda, m) {
     const pf::WeightedCrossEntropy op = pf::read_weighted_cross_entropy(fields);
     launch_at({device, stream}, "weighted_cross_entropy",
               [&](cudaStream_t on) { return pf::cuda::weighted_cross_entropy(op, on); });
+  });
+
+  m.def("dense_losses_workspace", [](const py::tuple& stack, const py::tuple& fields, int device) {
+    const pf::DenseLosses op = pf::read_dense_losses(stack, fields);
+    int64_t floats = 0;
+    launch_at({device, 0}, "dense_losses", [&](cudaStream_t) { return pf::cuda::dense_losses_workspace(op, floats); });
+    return floats;
+  });
+  m.def("dense_losses", [](const py::tuple& stack, const py::tuple& fields, uintptr_t layers, uintptr_t workspace,
+                           int device, uintptr_t stream) {
+    const pf::DenseLosses op = pf::read_dense_losses(stack, fields);
+    launch_at({device, stream}, "dense_losses", [&](cudaStream_t on) {
+      return pf::cuda::dense_losses(op, at_address<pf::DenseLayer>(layers), at_address<float>(workspace), on);
+    });
+  });
+
+  m.def("dense_steps_workspace",
+        [](const py::tuple& stack, const py::tuple& step, const py::tuple& fields, int device) {
+          const pf::DenseSteps op = pf::read_dense_steps(stack, step, fields);
+          int64_t floats = 0;
+          launch_at({device, 0}, "dense_steps",
+                    [&](cudaStream_t) { return pf::cuda::dense_steps_workspace(op, floats); });
+          return floats;
+        });
+  m.def("dense_steps", [](const py::tuple& stack, const py::tuple& step, const py::tuple& fields, uintptr_t layers,
+                          uintptr_t workspace, int device, uintptr_t stream) {
+    const pf::DenseSteps op = pf::read_dense_steps(stack, step, fields);
+    launch_at({device, stream}, "dense_steps", [&](cudaStream_t on) {
+      return pf::cuda::dense_steps(op, at_address<pf::DenseLayer>(layers), at_address<float>(workspace), on);
+    });
   });
 }

@@ -4,6 +4,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include "dense_stack/dense_stack.h"
 #include "fused_draw/fused_draw.h"
 #include "langevin_step/langevin_step.h"
 #include "linear_cross_entropy/linear_cross_entropy.h"
@@ -33,5 +34,12 @@ cudaError_t fused_draw(const PerSampleLangevinStep&, const ComomentsUpdate&, dou
 // exponentials: two floats per token of every chain, 8-byte aligned, need not be set.
 cudaError_t linear_cross_entropy(const LinearCrossEntropy&, float* exponentials, cudaStream_t);
 cudaError_t weighted_cross_entropy(const WeightedCrossEntropy&, cudaStream_t);
+
+// The stack's layers are the host's, which tell how much shared memory a chain takes; `layers`, the same, the device's.
+// workspace: as many floats as the other function says for the current device, 16-byte aligned, need not be set.
+cudaError_t dense_losses_workspace(const DenseLosses&, int64_t& floats);
+cudaError_t dense_losses(DenseLosses, const DenseLayer* layers, float* workspace, cudaStream_t);
+cudaError_t dense_steps_workspace(const DenseSteps&, int64_t& floats);
+cudaError_t dense_steps(DenseSteps, const DenseLayer* layers, float* workspace, cudaStream_t);
 
 }  // namespace pf::cuda

@@ -30,17 +30,18 @@ struct Field {
   operator LangevinRule() const { return LangevinRule(PyLong_AsLong(value)); }
 };
 
-template <class Op, size_t... at>
-Op read_fields(PyObject* fields, std::index_sequence<at...>) {
-  return Op{Field{PyTuple_GET_ITEM(fields, at)}...};
+template <class Op, size_t... at, class... First>
+Op read_fields(PyObject* fields, std::index_sequence<at...>, const First&... first) {
+  return Op{first..., Field{PyTuple_GET_ITEM(fields, at)}...};
 }
 
-// The struct whose `count` fields are the tuple's; throws where there are not as many, or one is no number.
-template <class Op, size_t count>
-Op read(const pybind11::tuple& fields) {
+// The struct whose `count` fields, after the first ones given, are the tuple's; throws where there are not as many, or
+// one is no number.
+template <class Op, size_t count, class... First>
+Op read(const pybind11::tuple& fields, const First&... first) {
   if (fields.size() != count)
     throw pybind11::type_error("an op of " + std::to_string(count) + " fields got " + std::to_string(fields.size()));
-  Op op = read_fields<Op>(fields.ptr(), std::make_index_sequence<count>());
+  Op op = read_fields<Op>(fields.ptr(), std::make_index_sequence<count>(), first...);
   if (PyErr_Occurred()) throw pybind11::error_already_set();
   return op;
 }
@@ -60,7 +61,14 @@ inline LinearCrossEntropy read_linear_cross_entropy(const pybind11::tuple& field
 inline WeightedCrossEntropy read_weighted_cross_entropy(const pybind11::tuple& fields) {
   return read<WeightedCrossEntropy, 8>(fields);
 }
-inline DenseStack read_dense_stack(const pybind11::tuple& fields) { return read<DenseStack, 13>(fields); }
+inline DenseStack read_dense_stack(const pybind11::tuple& fields) { return read<DenseStack, 14>(fields); }
+inline DenseLosses read_dense_losses(const pybind11::tuple& stack, const pybind11::tuple& fields) {
+  return read<DenseLosses, 6>(fields, read_dense_stack(stack));
+}
+inline DenseSteps read_dense_steps(const pybind11::tuple& stack, const pybind11::tuple& step,
+                                   const pybind11::tuple& fields) {
+  return read<DenseSteps, 4>(fields, read_dense_stack(stack), read_langevin_step(step));
+}
 inline RotaryAttention read_rotary_attention(const pybind11::tuple& fields) { return read<RotaryAttention, 9>(fields); }
 inline RotaryAttentionGradient read_rotary_attention_gradient(const pybind11::tuple& fields) {
   return read<RotaryAttentionGradient, 11>(fields);

@@ -38,9 +38,13 @@ __device__ void load_four(const Number* from, int count, float (&to)[4]) {
     load_some_of_four(from, count, to);
 }
 
+inline __device__ void store_four_aligned(const float (&from)[4], float* to) {
+  *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+}
+
 inline __device__ void store_four(const float (&from)[4], int count, float* to) {
   if (count >= 4 && is_aligned(to, sizeof(float4))) {
-    *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+    store_four_aligned(from, to);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i)

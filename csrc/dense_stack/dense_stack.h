@@ -30,7 +30,7 @@ struct DenseStack {
   const int64_t* labels;             // [samples]; null for squared error
   const float* weights;              // [samples] rho; null for all 1
   const float* presence;             // [in] how often feature i is there: made where it is asked for, see sparse_features
-  int64_t depth, params, samples, data_seed;
+  int64_t depth, params, samples, data_seed, coordinate_count;
 };
 
 // losses[c * stride + j] = loss of sample j on chain c.
@@ -39,7 +39,7 @@ struct DenseLosses {
   const float* rows;          // all chains' rows, one after another
   const int64_t* row_starts;  // [chains + 1]
   float* losses;
-  int64_t stride, chains;
+  int64_t stride, chains, param_count;
 };
 
 // `steps` steps of every chain but those of lr 0, each on the mean of rho times loss over `batch` samples drawn with

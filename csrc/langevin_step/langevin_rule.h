@@ -29,7 +29,7 @@ PF_INLINE double power(double base, uint64_t exponent) {
   return result;
 }
 
-PF_INLINE LangevinChain langevin_chain(const LangevinStep& op, int64_t chain) {
+PF_INLINE LangevinChain langevin_chain(const LangevinStep& op, int64_t chain, int64_t step) {
   const float lr = op.lr[chain];
   LangevinChain c{op.n_beta[chain], op.localization[chain], lr, -0.5f * lr, op.noise_scale[chain], 0.0f, 0.0f, 1.0f, 0.0f};
   const double constant = op.decay_friction_or_diffusion;
@@ -38,7 +38,7 @@ PF_INLINE LangevinChain langevin_chain(const LangevinStep& op, int64_t chain) {
       c.noise_scale *= std::sqrt(lr);
       break;
     case LangevinRule::rmsprop_bias_corrected:
-      c.correction = float(1.0 / (1.0 - power(constant, uint64_t(*op.step) + 1)));
+      c.correction = float(1.0 / (1.0 - power(constant, uint64_t(step) + 1)));
       [[fallthrough]];
     case LangevinRule::rmsprop:
       c.keep = float(constant);
@@ -73,6 +73,11 @@ PF_INLINE float langevin_rule(const LangevinChain& c, float w, float g, float w_
     memory = fma(c.noise_scale, xi, fma(c.drift_scale, drift, c.keep * memory));
     return rule == LangevinRule::sghmc ? w + memory : fma(c.lr, memory, w);
   }
+}
+
+// The thermostat after a step of a row of that many parameters, `squared_momentum` being |p|^2.
+PF_INLINE float warmer(const LangevinStep& op, int64_t chain, double squared_momentum, int64_t length) {
+  return float(double(op.thermostat[chain]) + double(op.lr[chain]) * (squared_momentum / double(length) - 1.0));
 }
 
 // w inside the box about w*; NaN stays NaN.

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, rule == LangevinRule::sgld ? 4 : 3)
   }
   if (threadIdx.x == 0) {
     const int64_t row = place.piece.row;
-    numbers = {langevin_chain(op, row), uint64_t(*op.seed), uint64_t(op.chain_ids[row]), uint64_t(*op.step),
+    numbers = {langevin_chain(op, row, *op.step), uint64_t(*op.seed), uint64_t(op.chain_ids[row]), uint64_t(*op.step),
                op.box ? op.box[row] : 0.0f};
   }
   __syncthreads();
@@ -132,8 +132,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const LangevinSt
     write(StepStatistic::finite, moved && sums[kBroken] == 0.0 ? 1.0 : 0.0);
   }
   if (op.thermostat && length > 0)
-    op.thermostat[chain] = float(double(op.thermostat[chain]) +
-                                 double(op.lr[chain]) * (sums[kSquaredMomentum] / double(length) - 1.0));
+    op.thermostat[chain] = warmer(op, chain, sums[kSquaredMomentum], length);
 }
 
 template <LangevinRule rule>

@@ -82,7 +82,7 @@ inline void ask_for(const float* numbers) {
 
 inline PieceResult step_piece(const LangevinStep& op, const Piece& piece) {
   const int64_t row = op.row_starts[piece.row], center = op.center_starts[piece.row];
-  const LangevinChain chain = langevin_chain(op, piece.row);
+  const LangevinChain chain = langevin_chain(op, piece.row, *op.step);
   float xi[kBlock], wide[kBlock];
   Sums sums;
   for (int64_t at = piece.begin; at < piece.end; at += kBlock) {
@@ -112,10 +112,6 @@ inline PieceResult step_piece(const LangevinStep& op, const Piece& piece) {
     if (op.statistics) sums.look_for_infinities(block);
   }
   return sums.result();
-}
-
-inline float warmer(const LangevinStep& op, int64_t chain, double squared_momentum, int64_t length) {
-  return float(double(op.thermostat[chain]) + double(op.lr[chain]) * (squared_momentum / double(length) - 1.0));
 }
 
 // All of a chain; without statistics.

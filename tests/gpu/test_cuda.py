@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor
 
 import patterning_fast as pf
+from patterning_fast.models.superposition import TiedAutoencoder
 from patterning_fast.ops import library
+from patterning_fast.ops.dense_stack import DenseStack, dense_losses, dense_steps
 from patterning_fast.ops.reference.comoments_update import comoments_update, loss_comoments_update
 from patterning_fast.ops.reference.langevin_step import RULES
+from tests.ops import test_dense_stack as dense
 from tests.ops.test_langevin_step import inputs
 
 DEVICE = torch.device("cuda")
@@ -317,3 +321,232 @@ def test_runs_on_the_current_stream_without_waiting(generator: torch.Generator) 
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     assert torch.equal(moved["params"].cpu(), expected["params"])
+
+
+def moved_stack(stack: DenseStack, device: torch.device) -> DenseStack:
+    """The same on a device; an autoencoder's targets stay its inputs."""
+    moved = copied(vars(stack), device) | {"inputs": stack.inputs.to(str(device))}
+    if stack.targets is stack.inputs:
+        moved["targets"] = moved["inputs"]
+    return DenseStack(**moved)
+
+
+def dense_run(stack: DenseStack, arguments: Arguments, device: torch.device) -> Arguments:
+    """Copies of the arguments of dense_steps after it: in CUDA on the GPU, in C++ on the CPU."""
+    moved, rule = copied(arguments, device), arguments.get("rule")
+    if rule is not None:
+        moved["rule"] = type(rule)(**copied(dict(vars(rule)), device))
+    with pf.ops.use_backend("cuda" if device == DEVICE else "cpp"):
+        dense_steps(moved_stack(stack, device), **moved)
+    state = {} if rule is None else copied(dict(vars(moved["rule"])), CPU)
+    return copied(moved, CPU) | state
+
+
+def dense_losses_on(stack: DenseStack, rows: Tensor, row_starts: Tensor, device: torch.device) -> Tensor:
+    losses = torch.full((row_starts.numel() - 1, len(stack.inputs) + 3), torch.nan, device=device)
+    with pf.ops.use_backend("cuda" if device == DEVICE else "cpp"):
+        dense_losses(moved_stack(stack, device), rows.to(device), row_starts.to(device), losses[:, : len(stack.inputs)])
+    assert bool(losses[:, len(stack.inputs) :].isnan().all())
+    return losses[:, : len(stack.inputs)].cpu()
+
+
+WIDE = {
+    "width 64": ([64, 64, 64, 64], "relu"),
+    "more than shared memory": ([200, 256, 130, 200], "gelu"),
+    "deep": ([5] * 300, "tanh"),
+}
+
+
+def wide_stack(name: str, generator: torch.Generator) -> tuple[DenseStack, Tensor, Tensor]:
+    """A stack of 3 chains that many warps run, the middle one of a few coordinates."""
+    widths, activation = WIDE[name]
+    layers, size = dense.layers_of(widths, activation, True)
+    few = torch.arange(1, size, 3)
+    lengths = torch.tensor([size, len(few), size])
+    stack = DenseStack(
+        layers,
+        torch.randn(size, generator=generator) / max(widths) ** 0.5,
+        torch.tensor([-1, 0, -1]),
+        few,
+        torch.randn(150, widths[0], generator=generator),
+        torch.randn(150, widths[-1], generator=generator),
+        weights=torch.rand(150, generator=generator),
+    )
+    rows = torch.cat((stack.base, stack.base[few], 0.5 * stack.base))
+    return stack, rows, torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("name", dense.MODELS)
+def test_dense_losses_agree_with_the_cpp_form(name: str, labels: bool, restricted: bool) -> None:
+    """Each output is a sum in the same order, so squared errors are equal but for the activation's own rounding."""
+    made = dense.stack(name, labels, True, restricted)
+    got, expected = dense_losses_on(*made, DEVICE), dense_losses_on(*made, CPU)
+    assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
+    if not labels and name not in ("tanh", "gelu"):
+        assert same_bits(got, expected)
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("name", dense.MODELS)
+def test_dense_gradients_agree_with_the_cpp_form(name: str, labels: bool, restricted: bool) -> None:
+    """To 1e-5 of the largest, as the C++ form agrees with the reference."""
+    stack, rows, row_starts = dense.stack(name, labels, True, restricted)
+    arguments = dense.arguments(rows, row_starts, steps=0)
+    got, expected = (dense_run(stack, arguments, device) for device in (DEVICE, CPU))
+    assert torch.allclose(got["grads"], expected["grads"], rtol=1e-5, atol=1e-5)
+    assert same_bits(got["params"], rows)
+
+
+RULES_OF_CHAINS = ["sgld", "rmsprop", "sghmc", "sgnht"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 70])
+@pytest.mark.parametrize("rule", RULES_OF_CHAINS)
+@pytest.mark.parametrize("name", ["tied", "relu", "deep linear"])
+def test_dense_steps_agree_with_the_cpp_form(name: str, rule: str, batch_size: int) -> None:
+    stack, rows, row_starts = dense.stack(name, False, False, True)
+    lr = torch.linspace(1e-3, 2e-3, 5)
+    lr[3] = 0
+    arguments = dense.arguments(rows, row_starts, batch_size=batch_size, lr=lr, rule=dense.rules(rows, 5)[rule])
+    got, expected = (dense_run(stack, arguments, device) for device in (DEVICE, CPU))
+    for key in ("params", "second_moment", "momentum", "thermostat"):
+        assert key not in got or torch.allclose(got[key], expected[key], rtol=1e-5, atol=1e-5), key
+    frozen = slice(int(row_starts[3]), int(row_starts[4]))
+    assert same_bits(got["params"][frozen], rows[frozen])
+    assert not got["grads"].any()
+    again = dense_run(stack, arguments, DEVICE)
+    assert same_bits(again["params"], got["params"])
+
+
+@pytest.mark.parametrize("rule", RULES_OF_CHAINS)
+@pytest.mark.parametrize("name", ["tied", "relu", "gelu"])
+def test_dense_noise_and_rule_have_the_bits_of_the_cpp_form(name: str, rule: str) -> None:
+    """On data that weigh nothing; one step of SGNHT, whose thermostat is a sum, of the same terms in another order."""
+    stack, rows, row_starts = dense.stack(name, False, False, True)
+    stack = replace(stack, weights=torch.zeros(dense.SAMPLES))
+    changes = {"steps": 1 if rule == "sgnht" else 9, "seed": 2**40 + 3, "step": 2**33 + 1}
+    arguments = dense.arguments(rows, row_starts, rule=dense.rules(rows, 5)[rule], **changes)
+    got, expected = (dense_run(stack, arguments, device) for device in (DEVICE, CPU))
+    assert same_bits(got["params"], expected["params"])
+    assert not same_bits(got["params"], rows)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("name", dense.MODELS)
+def test_dense_corrected_steps_agree_with_the_cpp_form(name: str, labels: bool) -> None:
+    stack, rows, row_starts = dense.stack(name, labels, True, True)
+    arguments = dense.arguments(rows, row_starts, n_beta=60.0, gradient_noise_correction=True)
+    got, expected = (dense_run(stack, arguments, device) for device in (DEVICE, CPU))
+    assert torch.allclose(got["params"], expected["params"], rtol=1e-4, atol=1e-4)
+    plain = dense_run(stack, arguments | {"gradient_noise_correction": False}, CPU)
+    assert float((plain["params"] - expected["params"]).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_and_deep_stacks_agree_with_the_cpp_form(name: str, corrected: bool, generator: torch.Generator) -> None:
+    """To 1e-5 of the largest: sums of up to 256 products, each rounded at 6e-8, whose rounding is of either sign."""
+    stack, rows, row_starts = wide_stack(name, generator)
+    losses = dense_losses_on(stack, rows, row_starts, CPU)
+    assert torch.allclose(
+        dense_losses_on(stack, rows, row_starts, DEVICE), losses, rtol=1e-5, atol=1e-5 * float(losses.max())
+    )
+    shared = {"batch_size": 100, "gradient_noise_correction": corrected}
+    for key, steps in (("grads", 0), ("params", 3)):
+        arguments = dense.arguments(rows, row_starts, steps=steps, **shared)
+        got, expected = (dense_run(stack, arguments, device)[key] for device in (DEVICE, CPU))
+        assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_dense_row_outside_is_not_moved() -> None:
+    stack, rows, row_starts = dense.stack("relu", False, False, False)
+    bad = row_starts.clone()
+    bad[2] -= 1  # rows 1 and 2 are of the wrong lengths
+    arguments = {name: each for name, each in dense.arguments(rows, row_starts).items() if name != "row_starts"}
+    moved = copied(arguments, DEVICE)
+    dense_steps(moved_stack(stack, DEVICE), row_starts=bad.to(DEVICE), **moved)
+    change = (moved["params"].cpu() != rows).view(5, -1).any(1)
+    assert change.tolist() == [True, False, False, True, True]
+    losses = torch.zeros(5, dense.SAMPLES, device=DEVICE)
+    dense_losses(moved_stack(stack, DEVICE), rows.to(DEVICE), bad.to(DEVICE), losses)
+    assert losses.isnan().any(1).tolist() == [False, True, True, False, False]
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
+def test_dense_ops_do_not_wait() -> None:
+    stack, rows, row_starts = dense.stack("relu", True, True, True)
+    there = moved_stack(stack, DEVICE)
+    moved = copied(dense.arguments(rows, row_starts), DEVICE)
+    moved |= {name: torch.tensor(moved[name], device=DEVICE) for name in ("seed", "step")}
+    losses = torch.empty(5, dense.SAMPLES, device=DEVICE)
+
+    def both() -> None:
+        dense_steps(there, **moved)
+        dense_losses(there, moved["params"], moved["row_starts"], losses)
+
+    both()  # brings the table of layers
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        both()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [pf.SGLD(1e-3), pf.SGLD(2e-3, gradient_noise_correction=True), pf.SGNHT(3e-3)],
+    ids=["sgld", "corrected", "sgnht"],
+)
+def test_sampling_on_a_gpu_is_native_and_gives_what_the_cpu_gives(sampler: Any) -> None:
+    torch.manual_seed(3)
+    model, x = TiedAutoencoder(6), pf.SparseFeatures(100, torch.full((6,), 0.3))[:]
+    found = []
+    for device in (DEVICE, CPU):
+        posterior = pf.LocalPosterior(model.to(device), pf.losses.squared_error, (x, x), n_beta=20.0, localization=50.0)
+        components = {"weight": pf.component(model, "weight", ["weight"])}
+        result = pf.sample(
+            posterior, sampler, components=components, chains=6, draws=5, steps_between_draws=3, batch_size=7,
+            progress=False,
+        )  # fmt: skip
+        assert result.attrs["engine"] == "native"
+        found.append(torch.from_numpy(result.diagnostics()["phi"].values))
+    assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-4 * float(found[1].abs().max()))
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_draws_agree_with_the_cpp_form(kernel: bool) -> None:
+    """To 1e-4, as the C++ form agrees with the reference."""
+    stack, rows, row_starts = dense.stack("tied", False, False, True)
+    expected = dense.drawn(stack, rows, row_starts, 5, kernel)
+    got = dense.drawn(stack, rows, row_starts, 5, kernel, device="cuda")
+    for name, value in expected.items():
+        assert torch.allclose(got[name].cpu(), value, rtol=1e-4, atol=1e-4), name
+
+
+def test_made_features_are_those_of_the_cpu() -> None:
+    features = pf.SparseFeatures(2**32, torch.tensor([0.1, 0.9, 1.0, 0.5, 0.3, 0.2]), seed=2**40 + 1)
+    samples = torch.randint(2**32, (1000,))
+    assert torch.equal(features.to("cuda")[samples.to(DEVICE)].cpu(), features[samples])
+    stack, rows, row_starts = dense.stack("tied", False, False, False)
+    made = replace(stack, inputs=features, targets=None)
+    arguments = dense.arguments(rows, row_starts)
+    got, expected = (dense_run(made, arguments, device)["params"] for device in (DEVICE, CPU))
+    assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_replicas_trained_on_a_gpu_are_those_of_the_cpu() -> None:
+    torch.manual_seed(3)
+    model, x = TiedAutoencoder(6), pf.SparseFeatures(100, torch.full((6,), 0.3))[:]
+    initial, weights = 0.5 * torch.randn(4, 18), torch.stack((torch.ones(100), torch.linspace(0, 2, 100)))
+    found = []
+    for device in (DEVICE, CPU):
+        trained = pf.train_replicas(
+            model.to(device), initial.to(device), (x.to(device), x.to(device)), pf.losses.squared_error, steps=20,
+            batch_size=16, optimizer=lambda params: torch.optim.SGD(params, lr=0.1), weights=weights, snapshots=2,
+            progress=False,
+        )  # fmt: skip
+        found.append(torch.from_numpy(trained["parameters"].values))
+    assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-5)

@@ -179,30 +179,38 @@ def test_corrected_steps(form: str, name: str, labels: bool) -> None:
     assert float((plain["params"] - ran[0]).abs().max()) > 1e-3
 
 
-def drawn(made: DenseStack, rows: Tensor, row_starts: Tensor, tracked: int, kernel: bool, **changes: Any) -> Any:
+def drawn(
+    made: DenseStack, rows: Tensor, row_starts: Tensor, tracked: int, kernel: bool, device: str = "cpu", **changes: Any
+) -> dict[str, Tensor]:
     """Two draws, three steps apart: all that they write, by name, after garbage in what is only written."""
-    moved = arguments(rows, row_starts, steps=3, **changes)
+    moved = moved_to(device, arguments(rows, row_starts, steps=3, **changes))
     params, grads, center = (moved.pop(name) for name in ("params", "grads", "center"))
     chains, observables = row_starts.numel() - 1, 1 + tracked * kernel
     assert made.targets is not None
+    assert isinstance(made.inputs, Tensor)
     evaluated = replace(made, inputs=made.inputs[:17], targets=torch.ones_like(made.targets[:17]), weights=None)
     shapes = [(3,), (3, tracked), (3, observables), (3, observables, tracked), (3, observables, observables)]
-    totals = tuple(torch.ones(shape, dtype=torch.float64) for shape in shapes)
     written = {
         "phi": torch.full((2, chains), torch.nan, dtype=torch.float64),
         "distance": torch.full((2, chains), torch.nan),
         "losses": torch.full((2, chains, tracked), torch.nan),
     }
-    draws = {
+    draws = moved_to(device, written | {
         "center_losses": torch.linspace(0, 1, 17),
         "observable_shift": torch.full((observables,), 0.1),
         "phi_samples": slice(4, 17),
         "limit": 100.0,
         "groups": torch.arange(chains) % 3,
-        "totals": totals,
-    }
-    dense_draws(made, evaluated, params, grads, center, draws | written | changes.pop("draws", {}), **moved)
-    return {"params": params, **written, **{f"total {at}": each for at, each in enumerate(totals)}}
+        "totals": tuple(torch.ones(shape, dtype=torch.float64, device=device) for shape in shapes),
+    })  # fmt: skip
+    stack, on = (replace(each, **moved_to(device, vars(each))) for each in (made, evaluated))
+    dense_draws(stack, on, params, grads, center, draws, **moved)  # type: ignore[arg-type]
+    totals = {f"total {at}": each for at, each in enumerate(draws["totals"])}
+    return {"params": params, **{name: draws[name] for name in written}, **totals}
+
+
+def moved_to(device: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {name: each.to(device) if isinstance(each, Tensor) else each for name, each in values.items()}
 
 
 @pytest.mark.parametrize("kernel", [False, True])

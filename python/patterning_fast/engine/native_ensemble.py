@@ -44,6 +44,8 @@ class NativeEnsemble(Ensemble):
     """The model on the posterior's data."""
     of_sets: DenseStack
     """The model on the samples of all sets."""
+    replicas: Tensor
+    """Whose minibatches each row sees, int64 `[rows]`."""
 
     @property
     def evaluated(self) -> list[str]:
@@ -61,9 +63,9 @@ class NativeEnsemble(Ensemble):
         self.observe_gradients()
         rows, tracked = self.plan.rows, totals.loss_shift.numel()
         drawn = Drawn(
-            phi=torch.empty(number, rows, dtype=torch.float64),
-            distance=torch.empty(number, rows),
-            losses=torch.empty(number, rows, tracked) if with_losses else None,
+            phi=torch.empty(number, rows, dtype=torch.float64, device=self.bank.params.device),
+            distance=self.bank.params.new_empty(number, rows),
+            losses=self.bank.params.new_empty(number, rows, tracked) if with_losses else None,
         )
         ops.dense_draws(
             self.stack,
@@ -104,7 +106,6 @@ class NativeEnsemble(Ensemble):
     def steps(self, steps: int) -> Steps:
         """So many steps from here; 0 for the gradients of the first alone."""
         state, bank = self.state, self.bank
-        replicas = self.plan.replica_units().repeat(self.plan.cells)
         return {
             "row_starts": bank.row_starts,
             "center_starts": bank.center_starts,
@@ -116,7 +117,7 @@ class NativeEnsemble(Ensemble):
             "seed": state.seed,
             "step": state.step,
             "rule": self.sampler.rule(state),
-            "replicas": 0 * replicas if self.options.shared_minibatches else replicas,
+            "replicas": self.replicas,
             "batch_size": self.options.batch_size,
             "steps": steps,
             "gradient_noise_correction": self.corrects_noise,
@@ -142,6 +143,7 @@ def native_ensemble(
     stack = dense_stack(*model, posterior.data, posterior.weights)
     of_sets = dense_stack(*model, joined([each.data for each in sets]), None)
     bank, state = at_center(posterior, sampler, plan, options)
+    replicas = plan.replica_units().repeat(plan.cells).to(bank.params.device)
     return NativeEnsemble(
         posterior=posterior,
         sampler=sampler,
@@ -154,4 +156,5 @@ def native_ensemble(
         options=options,
         stack=stack,
         of_sets=of_sets,
+        replicas=torch.zeros_like(replicas) if options.shared_minibatches else replicas,
     )

@@ -164,10 +164,11 @@ class NativeRun(Run):
         moving, started = self.ensemble, time.monotonic()
         drawn = moving.draws(self.totals, self.bundles, self.loss_set.columns, self.limit, number, bool(self.store))
         here = slice(first, first + number)
-        moving.traces.phi[:, here], moving.traces.distance[:, here] = drawn.phi.T, drawn.distance.T
-        stopped = drawn.phi.isnan()
+        phi, distance = drawn.phi.cpu(), drawn.distance.cpu()
+        moving.traces.phi[:, here], moving.traces.distance[:, here] = phi.T, distance.T
+        stopped = phi.isnan()
         if self.store and drawn.losses is not None:
-            self.store.add(first, range(moving.plan.rows), drawn.phi[0], drawn.distance[0], drawn.losses[0])
+            self.store.add(first, range(moving.plan.rows), phi[0], distance[0], drawn.losses[0])
         for row in (stopped.any(0) & ~moving.traces.diverged).nonzero().squeeze(1).tolist():
             self.freeze([row], first + int(stopped[:, row].nonzero()[0]))
         if time.monotonic() - started < CALL_SECONDS / 2:

@@ -91,7 +91,8 @@ def sample(
         precision: of the forward passes for losses at draws; gradients are float32. With "bfloat16" `diagnostics()`
             says how large its error is beside the fluctuations that χ is made of.
         engine: "native" runs each chain's whole loop within a kernel, for stacks of dense layers (`posterior/dense.py`)
-            on a CPU; "torch" runs any model; "auto" the first where it can. The result's attributes say which ran, why.
+            on a CPU, and on a GPU where the CUDA kernels are built; "torch" runs any model; "auto" the first where it
+            can. The result's attributes say which ran, why.
         tile: chains of a component that are evaluated together; None to measure which number is fastest here.
         seed: of noise, minibatches and the choice of loss_samples; the same seed and tile give the same numbers.
         checkpoint: folder to save the run's state in; where it holds that of this very run, the run resumes from it,

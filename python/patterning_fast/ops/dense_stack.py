@@ -1,11 +1,13 @@
 """`dense_losses`, `dense_steps`, `dense_draws`: chains of small models, many steps and draws of each in one call.
 
-Each chain's whole loop (minibatch, gradient, noise, update, losses, moments) runs on one core and in its cache. The
-model is described by data: a stack of dense layers, of any widths, that may share weights.
+Each chain's whole loop (minibatch, gradient, noise, update, losses, moments) runs on one core and in its cache, or in
+one block of a GPU and in its shared memory. The model is described by data: a stack of dense layers, of any widths,
+that may share weights.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NotRequired, TypedDict, Unpack
 
@@ -16,6 +18,8 @@ from patterning_fast import _C
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, chain_numbers, check_same_device, check_tensor, noise_place
 from patterning_fast.ops.comoments_update import GROUPS
+from patterning_fast.ops.comoments_update import cuda as comoments_cuda
+from patterning_fast.ops.cuda import kernels, launch, workspace
 from patterning_fast.ops.langevin_step import SGHMC, SGNHT, STATUS, RMSProp, parts
 from patterning_fast.ops.langevin_step import fields as step_fields
 from patterning_fast.ops.reference import dense_stack as reference
@@ -121,39 +125,54 @@ class DenseStack:
             self.weights, presence, len(self.inputs), seed,
         )  # fmt: skip
 
-    def check_rows(self, op: str, row_starts: Tensor) -> None:
-        """Raise ValueError unless every row is as long as what it holds."""
-        lengths, starts = row_starts.diff(), self.coordinate_starts
+    def check_rows(self, op: str, row_starts: Tensor, total: int) -> None:
+        """Raise ValueError unless rows of `total` numbers follow one another, each as long as what it holds.
+
+        On a GPU that cannot be told without a wait, and kernels leave bad rows alone.
+        """
+        starts = self.coordinate_starts
         check_tensor(op, "row_starts", row_starts, torch.int64, (starts.numel() + 1,))
-        whole = starts < 0
-        if bool((lengths[whole] != self.base.numel()).any()) or bool(
-            (starts + lengths)[~whole].gt(self.coordinates.numel()).any()
+        if row_starts.device.type == "cuda":
+            return
+        lengths, whole = row_starts.diff(), starts < 0
+        if (
+            [int(row_starts[0]), int(row_starts[-1])] != [0, total]
+            or bool((lengths < 0).any())
+            or bool((lengths[whole] != self.base.numel()).any())
+            or bool((starts + lengths)[~whole].gt(self.coordinates.numel()).any())
         ):
             raise ValueError(
-                f"{op}: rows must hold all {self.base.numel()} parameters, or the coordinates they are given"
+                f"{op}: rows must hold all {self.base.numel()} parameters, or the coordinates they are given, and "
+                f"follow one another from 0 to {total}"
             )
 
 
-def stack_fields(*arguments: Any) -> tuple[int, ...]:
+Fields = tuple[int | float, ...]
+
+
+def stack_fields(*arguments: Any) -> Fields:
     """The fields of csrc's DenseStack, in order."""
     tensors, (samples, seed) = arguments[:9], arguments[9:]
-    layers, base, *_ = tensors
-    return (*map(address, tensors), len(layers), base.numel(), samples, seed)
+    layers, base, _, coordinates, *_ = tensors
+    return (*map(address, tensors), len(layers), base.numel(), samples, seed, coordinates.numel())
 
 
-def losses_cpp(rows: Tensor, row_starts: Tensor, *rest: Tensor) -> None:
-    stack, losses = stack_fields(*rest[:-1]), rest[-1]
-    _C.dense_losses(
-        stack, rows.data_ptr(), row_starts.data_ptr(), losses.data_ptr(), losses.stride(0), len(losses),
-        torch.get_num_threads(),
-    )  # fmt: skip
+def losses_fields(rows: Tensor, row_starts: Tensor, *rest: Tensor) -> tuple[Fields, Fields]:
+    """Those of its DenseLosses."""
+    losses = rest[-1]
+    own = (rows.data_ptr(), row_starts.data_ptr(), losses.data_ptr(), losses.stride(0), len(losses), rows.numel())
+    return stack_fields(*rest[:-1]), own
 
 
-def steps_fields(*arguments: Any) -> tuple[tuple[int, ...], tuple[int | float, ...], int, int, int, int]:
-    """What csrc's DenseSteps is made of, in order."""
+def steps_fields(*arguments: Any) -> tuple[Fields, Fields, Fields]:
+    """Those of its DenseSteps."""
     replicas, batch, steps, corrects_noise = arguments[27:]
-    step = step_fields(*arguments[:16], None, None, None)  # type: ignore[call-arg]
-    return stack_fields(*arguments[16:27]), step, replicas.data_ptr(), batch, steps, int(corrects_noise)
+    own = (replicas.data_ptr(), batch, steps, int(corrects_noise))
+    return stack_fields(*arguments[16:27]), step_fields(*[*arguments[:16], None, None, None]), own
+
+
+def losses_cpp(*arguments: Any) -> None:
+    _C.dense_losses(*losses_fields(*arguments), torch.get_num_threads())
 
 
 def steps_cpp(*arguments: Any) -> None:
@@ -168,12 +187,37 @@ def draws_cpp(*arguments: Any) -> None:
         0, 0, reference.data_ptr(), *map(address, moments), groups.numel(), loss_sum.shape[1], moments[0].numel(),
         count.numel(),
     )  # fmt: skip
-    _C.dense_draws(
-        *steps_fields(*arguments[:31]),
-        stack_fields(*stack, inputs, targets, labels, None, None, len(inputs), 0), comoments, reference.data_ptr(),
-        phi.data_ptr(), distance.data_ptr(), address(losses), phi_begin, phi_end, len(phi), limit,
-        torch.get_num_threads(),
-    )  # fmt: skip
+    evaluated = stack_fields(*stack, inputs, targets, labels, None, None, len(inputs), 0)
+    own = (*map(address, (reference, phi, distance, losses)), phi_begin, phi_end, len(phi), limit)
+    _C.dense_draws(*steps_fields(*arguments[:31]), evaluated, comoments, own, torch.get_num_threads())
+
+
+@functools.cache
+def on_device(layers: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """A table of layers in a device's memory, brought there once."""
+    return torch.tensor(layers, device=device)
+
+
+def launch_dense(op: str, fields: tuple[Fields, ...], layers: Tensor, device: torch.device) -> None:
+    """Launch a kernel on a stack of layers, whose table the host reads too."""
+    module = kernels()
+    floats = getattr(module, f"{op}_workspace")(*fields, device.index)
+    table = on_device(tuple(map(tuple, layers.tolist())), device)
+    own = workspace(floats, torch.float32, device)
+    launch(getattr(module, op), device, *fields, table.data_ptr(), own.data_ptr())
+
+
+def losses_cuda(*arguments: Any) -> None:
+    launch_dense("dense_losses", losses_fields(*arguments), arguments[2], arguments[0].device)
+
+
+def steps_cuda(*arguments: Any) -> None:
+    launch_dense("dense_steps", steps_fields(*arguments), arguments[16], arguments[0].device)
+
+
+def draws_cuda(*arguments: Any) -> None:
+    """A launch a step of the draw: the device has them all before it is done with the first."""
+    reference.draws_by(steps_cuda, losses_cuda, comoments_cuda, *arguments)
 
 
 STACK = (
@@ -184,6 +228,7 @@ library.register(
     f"dense_losses(Tensor rows, Tensor row_starts, {STACK}, Tensor(a!) losses) -> ()",
     reference=reference.dense_losses,
     cpp=losses_cpp,
+    cuda=losses_cuda,
 )
 STEPS = (
     "Tensor(a!) params, Tensor(b!) grads, Tensor center, Tensor row_starts, Tensor center_starts, "
@@ -191,7 +236,7 @@ STEPS = (
     "str rule, float[] constants, Tensor(c!)? memory, Tensor(d!)? thermostat, "
     f"{STACK}, Tensor replicas, int batch, int steps, bool corrects_noise"
 )
-library.register(f"dense_steps({STEPS}) -> ()", reference=reference.dense_steps, cpp=steps_cpp)
+library.register(f"dense_steps({STEPS}) -> ()", reference=reference.dense_steps, cpp=steps_cpp, cuda=steps_cuda)
 library.register(
     f"dense_draws({STEPS}, Tensor evaluated_inputs, Tensor? evaluated_targets, Tensor? evaluated_labels, "
     "Tensor center_losses, Tensor observable_shift, Tensor groups, Tensor(e!) count, Tensor(f!) loss_sum, "
@@ -199,6 +244,7 @@ library.register(
     "Tensor(l!)? losses, int phi_begin, int phi_end, float limit) -> ()",
     reference=reference.dense_draws,
     cpp=draws_cpp,
+    cuda=draws_cuda,
 )
 
 
@@ -209,8 +255,8 @@ def dense_losses(stack: DenseStack, rows: Tensor, row_starts: Tensor, losses: Te
     Raises TypeError or ValueError for tensors of the wrong dtype, shape, layout or device.
     """
     op = "dense_losses"
-    stack.check_rows(op, row_starts)
-    check_tensor(op, "rows", rows, torch.float32, (int(row_starts[-1]),))
+    check_tensor(op, "rows", rows, torch.float32, (rows.numel(),))
+    stack.check_rows(op, row_starts, rows.numel())
     shape = (stack.coordinate_starts.numel(), len(stack.inputs))
     if losses.dtype != torch.float32 or tuple(losses.shape) != shape or losses.stride(1) != 1:
         raise ValueError(
@@ -267,7 +313,7 @@ def checked_steps(
     device, rule, batch_size, steps = params.device, given.get("rule"), given["batch_size"], given["steps"]
     row_starts, center_starts, replicas = given["row_starts"], given["center_starts"], given["replicas"]
     corrects_noise, chains = given.get("gradient_noise_correction", False), center_starts.numel()
-    stack.check_rows(op, row_starts)
+    stack.check_rows(op, row_starts, params.numel())
     if batch_size < 1 or steps < 0:
         raise ValueError(f"{op}: batch_size must be at least 1 and steps at least 0, got {batch_size} and {steps}")
     if corrects_noise and (rule is not None or batch_size < 2):
@@ -278,15 +324,15 @@ def checked_steps(
     )  # fmt: skip
     place = noise_place(op, chains, device, given.get("chain_ids"), given["seed"], given["step"])
     name, constants, state = parts(rule)
-    total = int(row_starts[-1])
-    lengths = row_starts.diff()
-    if bool((center_starts < 0).any()) or bool((center_starts + lengths > center.numel()).any()):
-        raise ValueError(f"{op}: {STATUS[2]}")
     wanted = {"params": params, "grads": grads, **state}
     for key, tensor in wanted.items():
-        check_tensor(op, key, tensor, torch.float32, (chains,) if key == "thermostat" else (total,))
+        check_tensor(op, key, tensor, torch.float32, (chains,) if key == "thermostat" else (params.numel(),))
     check_tensor(op, "center", center, torch.float32, (center.numel(),))
     check_tensor(op, "center_starts", center_starts, torch.int64, (stack.coordinate_starts.numel(),))
+    if device.type != "cuda" and (
+        bool((center_starts < 0).any()) or bool((center_starts + row_starts.diff() > center.numel()).any())
+    ):
+        raise ValueError(f"{op}: {STATUS[2]}")
     check_tensor(op, "replicas", replicas, torch.int64, (chains,))
     check_same_device(op, wanted | numbers | place | {"center": center, "replicas": replicas, "base": stack.base})
     return (

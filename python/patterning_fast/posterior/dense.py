@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.ops import library
 from patterning_fast.ops.dense_stack import DenseLayer, DenseStack
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior import losses
@@ -103,7 +104,9 @@ def dense_stack(
         zip(parameters, torch.arange(base.numel()).split([each.numel() for each in parameters.values()]), strict=True)
     )
     coordinates = [
-        torch.cat([places[name] if index is None else places[name][index] for name, index in each.coordinates.items()])
+        torch.cat(
+            [places[name] if index is None else places[name][index.cpu()] for name, index in each.coordinates.items()]
+        )
         for each in components
     ]
     starts = torch.tensor([0, *(len(each) for each in coordinates[:-1])]).cumsum(0)
@@ -112,8 +115,8 @@ def dense_stack(
     return DenseStack(
         layers,
         base,
-        starts.repeat_interleave(chains),
-        torch.cat(coordinates),
+        starts.repeat_interleave(chains).to(base.device),
+        torch.cat(coordinates).to(base.device),
         *samples,
         None if weights is None else weights.flatten().contiguous(),
     )
@@ -122,8 +125,8 @@ def dense_stack(
 def samples_of(loss: Loss, data: Data, outputs: int) -> tuple[Tensor | SparseFeatures, Tensor | None, Tensor | None]:
     """Inputs, targets and labels; raises NotDense where they do not fit loss and outputs."""
     device = (data[0] if isinstance(data, tuple) else data).device
-    if device.type != "cpu":
-        raise NotDense(f"the data are on {device}")
+    if device.type not in ("cpu", "cuda") or library.backends("dense_steps", device.type) == ["reference"]:
+        raise NotDense(f"the data are on {device}, for which no kernel is built")
     labelled = loss is losses.cross_entropy
     if isinstance(data, tuple) and isinstance(data[0], SparseFeatures):
         if labelled or len(data) != 2 or data[1] is not data[0] or outputs != data[0].presence.numel():

@@ -42,7 +42,8 @@ def train_replicas(
         model: an `nn.Sequential` of `nn.Linear` and activations, or a model with `dense_layers()`
             (`posterior/dense.py`). It is not changed.
         initial: float32 `[replicas, params]`, each row as `torch.nn.utils.parameters_to_vector` gives it.
-        data: `(x, y)`. loss: `pf.losses.squared_error` or `pf.losses.cross_entropy`.
+        data: `(x, y)`, on the device of the model and `initial`. loss: `pf.losses.squared_error` or
+            `pf.losses.cross_entropy`.
         optimizer: makes an optimizer of one tensor that holds all replicas, e.g.
             `lambda params: torch.optim.Adam(params, lr=1e-3)`; any that treats every number by itself.
         weights: ρ `[weightings, samples]`; None for one weighting of all 1.
@@ -70,12 +71,14 @@ def train_replicas(
             "steps and batch_size must be at least 1 and snapshots between 1 and steps, "
             f"got {steps}, {batch_size} and {snapshots}"
         )
-    replicas, rhos = len(initial), [None] if weights is None else list(weights.to(torch.float32))
+    device, replicas = initial.device, len(initial)
+    rhos = [None] if weights is None else list(weights.to(device, torch.float32))
     stacks = [dense_stack(model, loss, [full(model)], replicas, data, rho) for rho in rhos]
     parameters = initial.detach().repeat(len(rhos), 1, 1).requires_grad_()
     gradients = torch.zeros_like(parameters)
     update = optimizer([parameters])
-    row_starts, numbers = torch.arange(replicas + 1) * size, torch.arange(replicas)
+    row_starts, numbers = torch.arange(replicas + 1, device=device) * size, torch.arange(replicas, device=device)
+    of_minibatches, at = torch.tensor(seed, device=device), torch.tensor(0, device=device)
     kept_at = [math.ceil(steps * (index + 1) / snapshots) for index in range(snapshots)]
     kept, losses = [], []
     with tqdm(total=steps, unit="step", desc=f"training {len(rhos) * replicas} replicas", disable=not progress) as bar:
@@ -84,10 +87,11 @@ def train_replicas(
             for stack, own, gradient in zip(stacks, parameters.detach(), gradients, strict=True):
                 ops.dense_steps(
                     stack, own.flatten(), gradient.view(-1), own.flatten(), row_starts=row_starts,
-                    center_starts=row_starts[:-1], lr=1.0, n_beta=1.0, localization=0.0, seed=seed, step=step,
-                    replicas=numbers, batch_size=batch_size, steps=0,
+                    center_starts=row_starts[:-1], lr=1.0, n_beta=1.0, localization=0.0, seed=of_minibatches,
+                    step=at, replicas=numbers, batch_size=batch_size, steps=0,
                 )  # fmt: skip
             update.step()
+            at += 1
             if step + 1 in kept_at:
                 kept.append(parameters.detach().clone())
                 losses.append(torch.stack([
@@ -98,10 +102,11 @@ def train_replicas(
                     raise ValueError(f"{broken} replicas are not finite by step {step + 1}: lower the learning rate")
             bar.update()
     dimensions = ("snapshot", "weighting", "replica")
+    mean = (dimensions, torch.stack(losses).cpu().numpy(), {"units": "nats", "long_name": "mean loss, unweighted"})
     return xr.Dataset(
         {
-            "parameters": ((*dimensions, "parameter"), torch.stack(kept).numpy()),
-            "loss": (dimensions, torch.stack(losses).numpy(), {"units": "nats", "long_name": "mean loss, unweighted"}),
+            "parameters": ((*dimensions, "parameter"), torch.stack(kept).cpu().numpy()),
+            "loss": mean,
         },
         coords={"step": ("snapshot", np.array(kept_at))},
         attrs={"steps": steps, "batch_size": batch_size, "seed": seed, "optimizer": type(update).__name__},
@@ -110,6 +115,6 @@ def train_replicas(
 
 def mean_losses(stack: ops.DenseStack, parameters: Tensor, row_starts: Tensor) -> Tensor:
     """Mean loss over the data of each replica, `[replicas]`."""
-    losses = torch.empty(len(parameters), len(stack.inputs))
+    losses = parameters.new_empty(len(parameters), len(stack.inputs))
     ops.dense_losses(stack, parameters.flatten(), row_starts, losses)
     return losses.mean(1)

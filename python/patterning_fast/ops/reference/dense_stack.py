@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -166,93 +167,48 @@ def dense_steps(
                     thermostat[chain] = kept[3][chain]
 
 
-def dense_draws(
+def dense_draws(*arguments: Any) -> None:
+    """The contract is that of `patterning_fast.ops.dense_draws`."""
+    draws_by(dense_steps, dense_losses, comoments_update, *arguments)
+
+
+def draws_by(
+    steps_of: Callable[..., None],
+    losses_of_all: Callable[..., None],
+    add: Callable[..., None],
     params: Tensor,
     grads: Tensor,
     center: Tensor,
     row_starts: Tensor,
     center_starts: Tensor,
     lr: Tensor,
-    n_beta: Tensor,
-    localization: Tensor,
-    noise_scale: Tensor,
-    chain_ids: Tensor,
-    seed: Tensor,
-    step: Tensor,
-    rule: str,
-    constants: list[float],
-    memory: Tensor | None,
-    thermostat: Tensor | None,
-    layers: Tensor,
-    base: Tensor,
-    coordinate_starts: Tensor,
-    coordinates: Tensor,
-    inputs: Tensor | None,
-    targets: Tensor | None,
-    labels: Tensor | None,
-    weights: Tensor | None,
-    presence: Tensor | None,
-    of: int,
-    data_seed: int,
-    replicas: Tensor,
-    batch: int,
-    steps: int,
-    corrects_noise: bool,
-    evaluated_inputs: Tensor,
-    evaluated_targets: Tensor | None,
-    evaluated_labels: Tensor | None,
-    center_losses: Tensor,
-    observable_shift: Tensor,
-    groups: Tensor,
-    count: Tensor,
-    loss_sum: Tensor,
-    observable_sum: Tensor,
-    cross: Tensor,
-    observable_square: Tensor,
-    phi: Tensor,
-    distance: Tensor,
-    losses: Tensor | None,
-    phi_begin: int,
-    phi_end: int,
-    limit: float,
+    *rest: Any,
 ) -> None:
-    """The contract is that of `patterning_fast.ops.dense_draws`."""
-    model = layers, base, coordinate_starts, coordinates
-    samples, moving, starts = len(evaluated_inputs), lr.clone(), row_starts.tolist()
-    tracked, observables = loss_sum.shape[1], observable_shift.numel()
+    """`dense_draws` by forms of `dense_steps`, `dense_losses` and `comoments_update`."""
+    numbers, (seed, step), rule, model, data = rest[:4], rest[4:6], rest[6:10], rest[10:14], rest[14:21]
+    (replicas, batch, steps, corrects_noise), samples = rest[21:25], rest[25:28]
+    center_losses, shift, groups = rest[28:31]
+    totals, (phi, distance, losses, phi_begin, phi_end, limit) = rest[31:36], rest[36:]
+    tracked, observables, count = totals[1].shape[1], shift.numel(), len(samples[0])
+    lengths, moving = row_starts.diff(), lr.clone()
+    chain_of = torch.arange(len(lr), device=lr.device).repeat_interleave(lengths)
+    in_center = torch.arange(params.numel(), device=lr.device) + (center_starts - row_starts[:-1])[chain_of]
     for draw in range(len(phi)):
-        dense_steps(
-            params, grads, center, row_starts, center_starts, moving, n_beta, localization, noise_scale, chain_ids,
-            seed, step + draw * steps, rule, constants, memory, thermostat, *model, inputs, targets, labels, weights,
-            presence, of, data_seed, replicas, batch, steps, corrects_noise,
+        steps_of(
+            params, grads, center, row_starts, center_starts, moving, *numbers, seed, step + draw * steps, *rule,
+            *model, *data, replicas, batch, steps, corrects_noise,
         )  # fmt: skip
-        found = params.new_empty(len(lr), samples)
-        dense_losses(
-            params,
-            row_starts,
-            *model,
-            evaluated_inputs,
-            evaluated_targets,
-            evaluated_labels,
-            None,
-            None,
-            samples,
-            0,
-            found,
-        )
-        shift = found - center_losses
-        mean = shift[:, phi_begin:phi_end].double().mean(1).float()
+        found = params.new_empty(len(lr), count)
+        losses_of_all(params, row_starts, *model, *samples, None, None, count, 0, found)
+        apart = found - center_losses
+        mean = apart[:, phi_begin:phi_end].double().mean(1).float()
         moving[~found.isfinite().all(1) | (mean.abs() > limit)] = 0
-        sound = (moving != 0).nonzero().squeeze(1)
-        seen = torch.cat((mean[:, None], shift[:, : observables - 1]), 1)
-        comoments_update(
-            found[sound, :tracked], seen[sound], center_losses[:tracked], observable_shift, groups[sound], count,
-            loss_sum, observable_sum, cross, observable_square,
-        )  # fmt: skip
         stopped = moving == 0
+        sound = (~stopped).nonzero().squeeze(1)
+        seen = torch.cat((mean[:, None], apart[:, : observables - 1]), 1)
+        add(found[sound, :tracked].contiguous(), seen[sound], center_losses[:tracked], shift, groups[sound], *totals)
         phi[draw] = mean.double().masked_fill(stopped, math.nan)
-        for chain, (start, stop) in enumerate(pairwise(starts)):
-            at = int(center_starts[chain])
-            distance[draw, chain] = (params[start:stop].double() - center[at : at + stop - start].double()).norm()
+        squares = (params - center[in_center]).double().square()
+        distance[draw] = torch.zeros_like(phi[draw]).index_add_(0, chain_of, squares).sqrt()
         if losses is not None:
             losses[draw] = found[:, :tracked].masked_fill(stopped[:, None], math.nan)
