@@ -8,8 +8,11 @@ from patterning_fast.engine.linear_response import linear_response
 from patterning_fast.engine.sample import ChainDivergedError, sample
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.ops.library import use_backend
-from patterning_fast.patterning.inversion import Plan, invert
+from patterning_fast.patterning.constraints import Constraints
+from patterning_fast.patterning.inversion import invert
 from patterning_fast.patterning.modes import Mode, Modes, modes
+from patterning_fast.patterning.plan import Plan
+from patterning_fast.patterning.targets import InfeasibleTargetError, between_solutions
 from patterning_fast.patterning.verification import verify
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component, attention_heads, component, layers
@@ -27,6 +30,8 @@ __all__ = [
     "SGNHT",
     "ChainDivergedError",
     "Component",
+    "Constraints",
+    "InfeasibleTargetError",
     "LocalPosterior",
     "Mode",
     "Modes",
@@ -34,6 +39,7 @@ __all__ = [
     "RMSPropSGLD",
     "Statistics",
     "attention_heads",
+    "between_solutions",
     "calibrate",
     "component",
     "invert",
