@@ -7,7 +7,9 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import torch
 
+from patterning_fast.engine.workers import one_thread_each
 from patterning_fast.patterning.noise import ROUNDING, Estimates
 from patterning_fast.patterning.response import Response
 
@@ -95,7 +97,9 @@ def spectrum(response: Response, estimates: Estimates, regularization: Regulariz
     gram = response.gram()
     noise = np.maximum(response.scale * estimates.error_norm, ROUNDING * np.sqrt(np.diag(gram)))
     noise[noise == 0] = 1.0  # a component that answers to nothing
-    eigenvalues, left = np.linalg.eigh(gram / noise[:, None] / noise)
+    scaled = torch.from_numpy(gram / noise[:, None] / noise)
+    with one_thread_each(1) as pool:  # small: threads would only wait for each other, and change the bits
+        eigenvalues, left = (each.numpy() for each in pool.submit(torch.linalg.eigh, scaled).result())
     order = np.argsort(eigenvalues)[::-1][: response.data]
     singular = np.sqrt(np.maximum(eigenvalues[order], 0.0))
     crowding = len(gram) / estimates.noise_directions

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from patterning_fast.engine.workers import one_thread_each
 
 BLOCK = 1 << 20
 """Numbers in a block: 8 MB once in double, which stays in cache between the two products that a pass makes of it."""
 
+STRIPES = 16
+"""Parts of the data that are worked on side by side, however many threads there are: sums have one order."""
 
-def blocks(components: int, data: int) -> Iterator[slice]:
-    """Slices of data, each of about BLOCK numbers."""
+
+def blocks(components: int, start: int, stop: int) -> Iterator[slice]:
+    """Slices of the data from start to stop, each of about BLOCK numbers."""
     width = max(64, BLOCK // components)
-    for start in range(0, data, width):
-        yield slice(start, min(start + width, data))
+    for first in range(start, stop, width):
+        yield slice(first, min(first + width, stop))
 
 
 @dataclass(frozen=True)
@@ -48,26 +56,29 @@ class Response:
     def data(self) -> int:
         return self.chi.shape[1]
 
-    def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """χ in double, `[components, some data]` at a time."""
-        for where in blocks(*self.chi.shape):
-            yield where, self.chi[:, where].astype(np.float64)
-
     def gram(self) -> np.ndarray:
         """R·Rᵀ `[components, components]`."""
-        gram = np.zeros((self.components, self.components))
-        for where, block in self.blocks():
-            block -= self.mean[:, None]
-            block *= np.sqrt(self.counts[where])
-            gram += block @ block.T
-        return self.scale**2 * gram
+        mean = torch.from_numpy(self.mean)[:, None]
+
+        def stripe(parts: Iterator[tuple[slice, Tensor]]) -> Tensor:
+            gram = torch.zeros(self.components, self.components, dtype=torch.float64)
+            for where, block in parts:
+                block.sub_(mean).mul_(torch.from_numpy(np.sqrt(self.counts[where])))
+                gram.addmm_(block, block.T)
+            return gram
+
+        return self.scale**2 * self.sum(stripe)
 
     def along(self, combination: np.ndarray) -> np.ndarray:
         """Rᵀ·combination: what each datum does to a combination of components `[data]`."""
         found = np.empty(self.data)
-        for where, block in self.blocks():
-            found[where] = combination @ block
-        return self.scale * (found - combination @ self.mean)
+
+        def keep(where: slice, along: np.ndarray) -> np.ndarray:
+            found[where] = along
+            return along
+
+        self.both(combination, keep)
+        return found
 
     def of(self, change: np.ndarray) -> np.ndarray:
         """R·change: dμ `[components]` of a change of the weights `[data]`."""
@@ -75,13 +86,42 @@ class Response:
 
     def both(self, combination: np.ndarray, change: Callable[[slice, np.ndarray], np.ndarray]) -> np.ndarray:
         """R·change(Rᵀ·combination) `[components]`, in one pass: `change` is given where in the data and Rᵀ there."""
-        offset = combination @ self.mean
-        found, total = np.zeros(self.components), 0.0
-        for where, block in self.blocks():
-            weighted = self.counts[where] * change(where, self.scale * (combination @ block - offset))
-            found += block @ weighted
-            total += float(weighted.sum())
-        return self.scale * (found - total * self.mean)
+        offset, factors = float(combination @ self.mean), torch.from_numpy(combination)
+
+        def stripe(parts: Iterator[tuple[slice, Tensor]]) -> Tensor:
+            found = torch.zeros(self.components + 1, dtype=torch.float64)
+            for where, block in parts:
+                along = self.scale * (torch.mv(block.T, factors).numpy() - offset)
+                weighted = torch.from_numpy(self.counts[where] * change(where, along))
+                found[:-1] += torch.mv(block, weighted)
+                found[-1] += weighted.sum()
+            return found
+
+        *found, total = self.sum(stripe)
+        return self.scale * (np.array(found) - total * self.mean)
+
+    def sum(self, stripe: Callable[[Iterator[tuple[slice, Tensor]]], Tensor]) -> np.ndarray:
+        """The sum of what `stripe` makes of each part of the data, given its slices and χ there in double.
+
+        χ `[components, some data]` is in memory that the next slice takes over.
+        """
+        edges = np.linspace(0, self.data, min(STRIPES, -(-self.chi.size // BLOCK)) + 1).astype(int)
+
+        def parts(start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
+            memory = torch.empty(0, dtype=torch.float64)
+            for where in blocks(self.components, start, stop):
+                part = self.chi[:, where]
+                memory = memory if len(memory) >= part.size else torch.empty(part.size, dtype=torch.float64)
+                block = memory[: part.size].view(part.shape)
+                np.copyto(block.numpy(), part)
+                yield where, block
+
+        def work(ends: tuple[int, int]) -> Tensor:
+            return stripe(parts(*ends))
+
+        with one_thread_each(torch.get_num_threads()) as pool:
+            total = torch.stack(list(pool.map(work, pairwise(edges)))).sum(0)
+        return total.numpy()
 
     def take(self, chosen: np.ndarray) -> Response:
         """The response to weights of some of the data, the others keeping theirs."""
@@ -90,8 +130,6 @@ class Response:
 
 def response_of(chi: np.ndarray, counts: np.ndarray, n_beta: float) -> Response:
     """The response dμ = nβ·χ·change/n, whose rows have mean 0 over data."""
-    sums = np.zeros(len(chi))
-    for where in blocks(*chi.shape):
-        sums += chi[:, where].astype(np.float64) @ counts[where]
     total = float(counts.sum())
-    return Response(chi, counts, sums / total, n_beta / total)
+    uncentred = Response(chi, counts, np.zeros(len(chi)), 1.0 / total)
+    return Response(chi, counts, uncentred.of(np.ones(len(counts))), n_beta / total)
