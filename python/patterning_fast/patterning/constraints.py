@@ -68,12 +68,13 @@ class Distance:
 
     def most(self, values: np.ndarray, counts: np.ndarray) -> float:
         """The largest Σ values·ρ of weights within the bounds and of mean 1."""
-        if self.lower < 0:
-            return math.inf
+        total = float(counts.sum())
         if math.isinf(self.upper):
-            return float(counts.sum() * values.max())
+            return math.inf if self.lower < 0 else total * float(values.max())
+        if self.lower < 0:  # all at the cap but one, which pays for it
+            return self.upper * float(counts @ values) - (self.upper - 1.0) * total * float(values.min())
         order = np.argsort(values)[::-1]
-        filled = np.minimum(np.cumsum(self.upper * counts[order]), counts.sum())
+        filled = np.minimum(np.cumsum(self.upper * counts[order]), total)
         return float(np.diff(filled, prepend=0.0) @ values[order])
 
 

@@ -102,8 +102,7 @@ def towards_minimum(
 
     Raises ValueError for objectives that are not finite, or that no change makes smaller.
     """
-    trusted = spectrum.trusted[spectrum.kept]
-    kept = spectrum.kept & spectrum.trusted
+    kept = spectrum.trusted
     radius = strength * math.sqrt(response.total)
     moves = spectrum.noise[:, None] * spectrum.left[:, kept] * (spectrum.signal * spectrum.singular)[kept]
 
@@ -115,15 +114,18 @@ def towards_minimum(
 
     start = np.zeros(int(kept.sum()))
     ball = {"type": "ineq", "fun": lambda x: 1.0 - x @ x, "jac": lambda x: -2.0 * x}
-    solved = scipy.optimize.minimize(value, start, method="SLSQP", constraints=[ball], options={"maxiter": 500})
-    if not len(start) or not np.any(solved.x) or value(solved.x) >= value(start):
+    slope = float(np.linalg.norm(scipy.optimize.approx_fprime(start, value, 1e-6))) or 1.0
+    solved = scipy.optimize.minimize(
+        lambda x: value(x) / slope, start, method="SLSQP", constraints=[ball], options={"maxiter": 500, "ftol": 1e-12}
+    )
+    if not value(solved.x) < value(start):
         raise ValueError(
             "no change of the weights makes the target's function smaller: it is least where it is, or depends only "
             "on what χ does not tell from noise"
         )
-    amounts = np.zeros(len(trusted))
-    amounts[trusted] = radius * solved.x / max(1.0, float(np.linalg.norm(solved.x)))
-    return Aim(response, spectrum.rows, amounts, radius * (moves @ solved.x))
+    amounts = np.zeros(len(kept))
+    amounts[kept] = radius * solved.x / max(1.0, float(np.linalg.norm(solved.x)))
+    return Aim(response, spectrum.rows, amounts[spectrum.kept], radius * (moves @ solved.x))
 
 
 def between_solutions(favoured: xr.Dataset, other: xr.Dataset, variable: str) -> xr.DataArray:
