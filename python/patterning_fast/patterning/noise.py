@@ -47,7 +47,7 @@ class Estimates:
         products = np.zeros((len(self.chi), pairs, pairs))
         if pairs < 2:
             return float(self.chi.shape[1])
-        for where in blocks(len(self.chi) * 2 * pairs, 0, self.chi.shape[1]):
+        for where in blocks(len(self.chi), 0, self.chi.shape[1]):
             values = self.group[:, : 2 * pairs, where].values
             differences = (values[:, ::2] - values[:, 1::2]) * np.sqrt(self.counts[where], dtype=values.dtype)
             products += differences @ differences.transpose(0, 2, 1)
@@ -62,7 +62,7 @@ class Estimates:
         """Standard error of dμ `[components]` that a change of the weights `[data]` gives, from independent groups."""
         by_group = np.zeros(self.group.shape[:2])
         weighted = n_beta / self.counts.sum() * self.counts * change
-        for where in blocks(self.group.shape[0] * self.group.shape[1], 0, len(change)):
+        for where in blocks(len(self.chi), 0, len(change)):
             by_group += self.group[:, :, where].values @ weighted[where]
         healthy = np.isfinite(by_group).sum(1)
         return np.nanstd(by_group, axis=1, ddof=1) / np.sqrt(healthy)
