@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse.linalg
 
-from patterning_fast.patterning.response import Response
+from patterning_fast.patterning.response import Response, dot
 
 TOLERANCE = 1e-8
 """Of a target met, relative to its size."""
@@ -119,7 +119,7 @@ class Projection:
 
     def split(self, multipliers: np.ndarray) -> tuple[np.ndarray, float]:
         """The combination of components that multipliers make, and what they add to all data."""
-        return self.rows @ multipliers[:-1], float(multipliers[-1]) / math.sqrt(self.response.total)
+        return dot(self.rows, multipliers[:-1]), float(multipliers[-1]) / math.sqrt(self.response.total)
 
     def at(self, multipliers: np.ndarray, goal: np.ndarray) -> Point:
         combination, offset = self.split(multipliers)
@@ -130,10 +130,10 @@ class Projection:
             weights[where] = self.distance.weights(along + offset)
             return weights[where]
 
-        reached = self.rows.T @ self.response.both(combination, weigh)
-        reached = np.append(reached, self.response.counts @ weights / math.sqrt(self.response.total))
+        reached = dot(self.rows.T, self.response.both(combination, weigh))
+        reached = np.append(reached, dot(self.response.counts, weights) / math.sqrt(self.response.total))
         conjugate = (direction + offset) * weights - self.distance.of(weights)
-        value = float(self.response.counts @ conjugate - goal @ multipliers)
+        value = float(dot(self.response.counts, conjugate) - goal @ multipliers)
         return Point(multipliers, weights, value, goal - reached, direction)
 
     def step(self, point: Point, tolerance: float) -> np.ndarray:
@@ -148,8 +148,8 @@ class Projection:
                 moved[where] = slope[where] * (along + offset)
                 return moved[where]
 
-            along = self.rows.T @ self.response.both(combination, move)
-            mean = self.response.counts @ moved / math.sqrt(self.response.total)
+            along = dot(self.rows.T, self.response.both(combination, move))
+            mean = dot(self.response.counts, moved) / math.sqrt(self.response.total)
             return np.append(along, mean) + 1e-10 * multipliers
 
         size = len(point.multipliers)

@@ -31,7 +31,7 @@ class Estimates:
         """√Σ error² over data `[components]`."""
         total = np.zeros(len(self.chi))
         for where in blocks(len(self.chi), 0, self.chi.shape[1]):
-            total += self.error[:, where].values.astype(np.float64) ** 2 @ self.counts[where]
+            total += (self.error[:, where].values.astype(np.float64) ** 2 * self.counts[where]).sum(1)
         return np.sqrt(total)
 
     @cached_property
