@@ -80,6 +80,17 @@ def test_tilted_weights_are_the_nearest_in_kl(seed: int) -> None:
     assert np.allclose(basis @ fitted, np.log(weights), atol=1e-6)
 
 
+def test_divergence_from_the_base_mixture_is_bounded() -> None:
+    chi = made_up_chi(problem(1)[0])
+    needed = pf.invert(chi, {"c0": 2.0}, constraints=pf.Constraints(kl=5.0)).attrs["kl_to_base"]
+    assert pf.invert(chi, {"c0": 2.0}, constraints=pf.Constraints(kl=1.001 * needed)).attrs["kl_to_base"] == needed
+    limits = pf.Constraints(kl=0.99 * needed)
+    with pytest.raises(pf.InfeasibleTargetError, match="loosen the constraints") as info:
+        pf.invert(chi, {"c0": 2.0}, constraints=limits)
+    proposed = pf.invert(chi, info.value.nearest, constraints=limits)
+    assert 0.9 * needed < proposed.attrs["kl_to_base"] <= 0.99 * needed
+
+
 def test_few_weights_are_refitted_to_the_target() -> None:
     matrix, response = problem(5)
     free = pf.invert(made_up_chi(matrix), {"c1": 0.5}, negative_weights="allow").weights.values - 1

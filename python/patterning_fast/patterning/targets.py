@@ -75,8 +75,8 @@ def towards_components(wanted: np.ndarray, response: Response, spectrum: Spectru
         instead = f", ask for the nearest that can be told from noise, {shortened(nearest)}," if nearest else ""
         raise InfeasibleTargetError(
             f"only {share:.0%} of the target lies in directions of χ that stand above its noise "
-            f"({above} of {len(spectrum.singular)}): run more chains or draws{instead} or for one of the "
-            f"first {above} modes of χ",
+            f"({above} of {len(spectrum.singular)}): run more chains or draws{instead} or take one of the strongest "
+            "modes of χ",
             nearest,
             None,
         )
