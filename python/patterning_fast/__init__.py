@@ -10,11 +10,14 @@ from patterning_fast.engine.sample import sample
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.ops.library import use_backend
 from patterning_fast.ops.sparse_features import SparseFeatures
+from patterning_fast.patterning.constraints import Constraints
 from patterning_fast.patterning.embedding import embed_data
 from patterning_fast.patterning.extremes import extreme_data
-from patterning_fast.patterning.inversion import Plan, invert
+from patterning_fast.patterning.inversion import invert
 from patterning_fast.patterning.matching import match_modes
 from patterning_fast.patterning.modes import Mode, Modes, modes
+from patterning_fast.patterning.plan import Plan
+from patterning_fast.patterning.targets import InfeasibleTargetError, between_solutions
 from patterning_fast.patterning.verification import verify
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component, attention_heads, component, layers
@@ -35,6 +38,8 @@ __all__ = [
     "SGNHT",
     "ChainDivergedError",
     "Component",
+    "Constraints",
+    "InfeasibleTargetError",
     "LocalPosterior",
     "Mode",
     "Modes",
@@ -44,6 +49,7 @@ __all__ = [
     "Statistics",
     "TrainerLoss",
     "attention_heads",
+    "between_solutions",
     "calibrate",
     "component",
     "embed_data",

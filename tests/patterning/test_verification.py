@@ -21,5 +21,5 @@ def test_a_plan_must_fit_the_posterior() -> None:
     with pytest.raises(ValueError, match="scale must be a finite number > 0"):
         pf.verify(plan, posterior, pf.SGLD(1e-3), scale=0.0, **SAMPLING)
     fewer = pf.LocalPosterior(language_model(), pf.losses.next_token, tokens(5), n_beta=10.0, localization=1.0)
-    with pytest.raises(ValueError, match="do not fit the data"):
+    with pytest.raises(ValueError, match="must be numbers of the data, 0 to 4"):
         pf.verify(plan, fewer, pf.SGLD(1e-3), **SAMPLING)

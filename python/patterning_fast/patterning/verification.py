@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from patterning_fast.engine.sample import sample
-from patterning_fast.patterning.inversion import Plan
+from patterning_fast.patterning.plan import Plan
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.langevin import Sampler
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from patterning_fast.engine.checkpoint import flush_to_disk
 from patterning_fast.engine.identity import differences, digest
-from patterning_fast.patterning.inversion import Plan
+from patterning_fast.patterning.plan import Plan
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.losses import Batch
 from patterning_fast.posterior.weights import one_probe, shown

@@ -1,0 +1,101 @@
+"""How large the noise of χ is, and in how many independent directions of the data it lies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import xarray as xr
+
+from patterning_fast.patterning.response import blocks
+
+ROUNDING = float(np.finfo(np.float32).eps)
+"""Relative size of the least noise there is: χ by group is in float32."""
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """χ with its errors, by datum or by unit of data that share a weight."""
+
+    chi: np.ndarray
+    """`[components, data]`"""
+    error: xr.DataArray
+    group: xr.DataArray
+    """`[component, group, data]`: read in blocks, so it may be larger than memory if it is opened from disk."""
+    counts: np.ndarray
+    """`[data]`: how many tokens or samples each unit has."""
+
+    @cached_property
+    def error_norm(self) -> np.ndarray:
+        """√Σ error² over data `[components]`."""
+        total = np.zeros(len(self.chi))
+        for where in blocks(len(self.chi), 0, self.chi.shape[1]):
+            total += (self.error[:, where].values.astype(np.float64) ** 2 * self.counts[where]).sum(1)
+        return np.sqrt(total)
+
+    @cached_property
+    def noise_directions(self) -> float:
+        """Independent directions of the data that noise lies in: at most the number of data.
+
+        Errors of data go together (a draw with a high loss has it on many), so noise does not spread over all of
+        them. Two differences between groups, d and d', are independent, and (d·d')²/(|d|²|d'|²) is then one over the
+        number of directions, on average over components. With fewer than four groups, all data are taken for
+        independent.
+        """
+        pairs = self.group.shape[1] // 2
+        products = np.zeros((len(self.chi), pairs, pairs))
+        if pairs < 2:
+            return float(self.chi.shape[1])
+        for where in blocks(len(self.chi), 0, self.chi.shape[1]):
+            values = self.group[:, : 2 * pairs, where].values
+            differences = (values[:, ::2] - values[:, 1::2]) * np.sqrt(self.counts[where], dtype=values.dtype)
+            products += differences @ differences.transpose(0, 2, 1)
+        size = np.einsum("kii->ki", products)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            overlap = (products**2 / (size[:, :, None] * size[:, None, :]))[:, *np.triu_indices(pairs, 1)]
+        if not np.isfinite(overlap).any():
+            return float(self.chi.shape[1])
+        return float(1.0 / np.clip(np.nanmean(overlap), 1.0 / self.chi.shape[1], 1.0))
+
+    def response_error(self, change: np.ndarray, n_beta: float) -> np.ndarray:
+        """Standard error of dμ `[components]` that a change of the weights `[data]` gives, from independent groups."""
+        by_group = np.zeros(self.group.shape[:2])
+        weighted = n_beta / self.counts.sum() * self.counts * change
+        for where in blocks(len(self.chi), 0, len(change)):
+            by_group += self.group[:, :, where].values @ weighted[where]
+        healthy = np.isfinite(by_group).sum(1)
+        return np.nanstd(by_group, axis=1, ddof=1) / np.sqrt(healthy)
+
+
+def by_datum(chi: xr.Dataset) -> Estimates:
+    """The estimates as they are, each datum with a weight of its own."""
+    return Estimates(chi["chi"].values, chi["chi_error"], chi["chi_group"], np.ones(chi["chi"].shape[1]))
+
+
+def by_unit(chi: xr.Dataset, unit: str) -> tuple[Estimates, np.ndarray]:
+    """Means of χ over each unit's data, errors from the means by group; and which unit each datum is of `[data]`.
+
+    Raises ValueError where χ has no coordinate of that name over its data.
+    """
+    dimension = str(chi["chi"].dims[1])
+    known = sorted(str(name) for name, each in chi["chi"].coords.items() if each.dims == (dimension,))
+    if unit not in known:
+        raise ValueError(
+            f"unit {unit!r} is no coordinate of the data of χ, which has {known}; add it with "
+            f"chi.assign_coords({unit}=({dimension!r}, ids))"
+        )
+    units, codes, counts = np.unique(chi[unit].values, return_inverse=True, return_counts=True)
+
+    def means(variable: xr.DataArray) -> np.ndarray:
+        """`[..., data]` to `[..., units]`, a row at a time."""
+        result = np.empty((*variable.shape[:-1], len(units)))
+        for index in np.ndindex(*variable.shape[:-1]):
+            result[index] = np.bincount(codes, variable[index].values, minlength=len(units)) / counts
+        return result
+
+    group = means(chi["chi_group"])
+    healthy = np.isfinite(group).sum(1)
+    error = np.nanstd(group, axis=1, ddof=1) / np.sqrt(healthy)
+    arrays = (xr.DataArray(error, dims=("component", unit)), xr.DataArray(group, dims=("component", "group", unit)))
+    return Estimates(means(chi["chi"]), *arrays, counts.astype(np.float64)), codes

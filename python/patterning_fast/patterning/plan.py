@@ -1,0 +1,109 @@
+"""A plan: weights for data, what they are expected to do, and how far that is to be trusted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from patterning_fast.patterning.constraints import relative_entropy
+from patterning_fast.patterning.estimates import Estimates
+from patterning_fast.patterning.regularization import Spectrum
+from patterning_fast.patterning.response import Response
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Weights ρ for data, and what they are predicted to do."""
+
+    weights: xr.DataArray
+    """ρ of each token or sample; mean 1."""
+    predicted: xr.Dataset
+    """By component [nats]: `dmu`, what is to be expected of the weights; `dmu_error`, from the independent groups of
+    χ; `asked`, NaN where the target does not say; `leakage`, dμ of components that should stay, NaN for the others.
+    By direction of χ: `singular_value` in units of its noise, `signal`, the share of it that is signal, and
+    `inverted`, what the pseudo-inverse was multiplied by: 0 where a direction was dropped."""
+    attrs: dict[str, Any]
+    """How the plan came about: see `report`."""
+
+    def scaled(self, factor: float) -> xr.DataArray:
+        """Weights of the same direction at `factor` times the strength."""
+        return 1.0 + factor * (self.weights - 1.0)
+
+    def verified(self, strength: float) -> Plan:
+        """The plan, with the largest strength at which sampling again has kept its prediction."""
+        if not (math.isfinite(strength) and strength >= 0):
+            raise ValueError(f"a verified strength must be a finite number >= 0, got {strength}")
+        return replace(self, attrs=self.attrs | {"verified_strength": float(strength)})
+
+    @property
+    def within_verified(self) -> bool | None:
+        """Whether the strength is inside the range where linear response was verified; None before it has been."""
+        verified = self.attrs["verified_strength"]
+        return None if verified is None else bool(self.attrs["strength"] <= verified)
+
+
+def predictions(
+    response: Response, estimates: Estimates, spectrum: Spectrum, weights: np.ndarray, asked: np.ndarray | None
+) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
+    """The variables of a plan's `predicted`, from weights by unit of data `[data]`."""
+    change = weights - 1.0
+    expected = spectrum.expected(response.of(change))
+    nowhere = np.full(len(expected), np.nan)
+    stays = np.zeros(len(expected), dtype=bool) if asked is None else asked == 0
+    by_component = {
+        "dmu": (expected, "expected change of mu"),
+        "dmu_error": (
+            estimates.response_error(change, response.scale * response.total),
+            "standard error of the expected change of mu",
+        ),
+        "asked": (nowhere if asked is None else asked, "change of mu that was asked for"),
+        "leakage": (np.where(stays, expected, np.nan), "change of mu of components that should stay"),
+    }
+    bare = spectrum.inverted * spectrum.singular
+    by_direction = {
+        "singular_value": (spectrum.singular, "singular value of chi, in units of its noise"),
+        "signal": (spectrum.signal, "share of the singular value that is signal"),
+        "inverted": (bare, "the inverse, in units of the pseudo-inverse"),
+    }
+    variables = {name: ("component", *each) for name, each in by_component.items()}
+    variables |= {name: ("direction", *each) for name, each in by_direction.items()}
+    units = {"component": "nats", "direction": "1"}
+    return {
+        name: (dimension, values, {"long_name": text, "units": units[dimension]})
+        for name, (dimension, values, text) in variables.items()
+    }
+
+
+def report(
+    predicted: xr.Dataset, spectrum: Spectrum, weights: np.ndarray, counts: np.ndarray, upper: float
+) -> dict[str, float | None]:
+    """The figures of a plan.
+
+    `strength`, √mean((ρ − 1)²); `effective_sample_size`, (Σρ)²/Σρ² in data; `share_zero` and `share_capped`, of the
+    data at either bound; `kl_to_base`, Σ ρ log ρ/n [nats], None with negative weights; `leakage` [nats], the norm over
+    components that should stay, `leakage_error` what their errors alone would give; `rank`, how many directions of χ
+    are inverted, with the `condition_number` of what is; `verified_strength`, None until it is known.
+    """
+    total = float(counts.sum())
+    stays = np.isfinite(predicted["leakage"].values)
+    kept = spectrum.singular[spectrum.kept]
+
+    def norm(name: str) -> float | None:
+        return float(np.linalg.norm(predicted[name].values[stays])) if stays.any() else None
+
+    return {
+        "strength": math.sqrt(float(counts @ (weights - 1.0) ** 2) / total),
+        "effective_sample_size": float(counts @ weights) ** 2 / float(counts @ weights**2),
+        "share_zero": float(counts @ (weights == 0)) / total,
+        "share_capped": float(counts @ (weights >= upper)) / total,
+        "kl_to_base": float(counts @ relative_entropy(weights)) / total if weights.min() >= 0 else None,
+        "leakage": norm("leakage"),
+        "leakage_error": norm("dmu_error"),
+        "rank": len(kept),
+        "condition_number": float(kept[0] / kept[-1]) if len(kept) else None,
+        "verified_strength": None,
+    }

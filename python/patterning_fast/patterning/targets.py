@@ -1,0 +1,188 @@
+"""What is wanted of a plan: a change of components, a direction over data, or a function to be made small."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.optimize
+import xarray as xr
+
+from patterning_fast.patterning.modes import Mode
+from patterning_fast.patterning.regularization import Spectrum
+from patterning_fast.patterning.response import Response, response_of
+
+Objective = Callable[[xr.DataArray], float]
+Target = Mapping[str, float] | Mode | xr.DataArray | Objective
+
+SHARE_ABOVE_NOISE = 0.5
+"""A target must have this share of its (error-scaled) square in directions of χ that stand above the noise."""
+
+NAMED = 6
+"""Components that a message lists."""
+
+
+class InfeasibleTargetError(ValueError):
+    """No weights meet the target, or only noise says that some would; with what could be asked instead."""
+
+    def __init__(self, message: str, nearest: dict[str, float], strength: float | None) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+        """The nearest dμ by component that can be met [nats]; empty where there is none, or the target names none."""
+        self.strength = strength
+        """The largest strength found that can be met, where the target's direction can be kept."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Amounts by which weights must change along orthonormal rows over data."""
+
+    response: Response
+    """What the rows are made of: χ, or a direction over data."""
+    rows: np.ndarray
+    """Combinations of components whose response is a row `[components, rows]`."""
+    amounts: np.ndarray
+    """`[rows]`"""
+    asked: np.ndarray | None
+    """dμ of each component [nats], where the target says so."""
+
+    def of_strength(self, strength: float) -> Aim:
+        """The same direction with √mean(change²) = strength."""
+        factor = strength * math.sqrt(self.response.total) / float(np.linalg.norm(self.amounts))
+        asked = None if self.asked is None else factor * self.asked
+        return Aim(self.response, self.rows, factor * self.amounts, asked)
+
+
+def target_vector(target: Mapping[str, float], components: list[str]) -> np.ndarray:
+    """dμ `[components]`; raises ValueError for names that χ lacks, values that are not finite, or nothing asked."""
+    unknown = sorted(set(target) - set(components))
+    if unknown:
+        raise ValueError(f"the target names unknown components {unknown}; χ has {components}")
+    wanted = np.array([float(target.get(name, 0.0)) for name in components])
+    if not np.isfinite(wanted).all() or not wanted.any():
+        raise ValueError(f"the target must be finite and ask for something, got {dict(target)}")
+    return wanted
+
+
+def towards_components(wanted: np.ndarray, response: Response, spectrum: Spectrum, components: list[str]) -> Aim:
+    """The change of least norm for dμ wanted; raises InfeasibleTargetError where that lies in the noise of χ."""
+    met = spectrum.met(wanted)
+    share = float(np.sum((met / spectrum.noise) ** 2) / np.sum((wanted / spectrum.noise) ** 2))
+    if share < SHARE_ABOVE_NOISE:
+        above, nearest = int(spectrum.trusted.sum()), named(met, components) if share > 0 else {}
+        instead = f", ask for the nearest that can be told from noise, {shortened(nearest)}," if nearest else ""
+        raise InfeasibleTargetError(
+            f"only {share:.0%} of the target lies in directions of χ that stand above its noise "
+            f"({above} of {len(spectrum.singular)}): run more chains or draws{instead} or take one of the strongest "
+            "modes of χ",
+            nearest,
+            None,
+        )
+    return Aim(response, spectrum.rows, spectrum.amounts(wanted), wanted)
+
+
+def towards_direction(direction: np.ndarray, counts: np.ndarray) -> Aim:
+    """A change along a direction over data `[data]`; raises ValueError unless it is finite and tells data apart."""
+    if not np.isfinite(direction).all():
+        raise ValueError(f"{int((~np.isfinite(direction)).sum())} values of the target's direction are not finite")
+    centred = direction - counts @ direction / counts.sum()
+    size = math.sqrt(float(counts @ centred**2))
+    if size <= 1e-12 * math.sqrt(float(counts @ direction**2)):
+        raise ValueError("the target's direction is the same for all data: weights of mean 1 cannot follow it")
+    response = response_of(direction[None], counts, float(counts.sum()))
+    return Aim(response, np.array([[1.0 / size]]), np.array([size]), None)
+
+
+def towards_minimum(
+    objective: Objective, strength: float, response: Response, spectrum: Spectrum, components: list[str]
+) -> Aim:
+    """The change of at most that strength whose expected dμ makes the objective least (scipy's SLSQP).
+
+    Raises ValueError for objectives that are not finite, or that no change makes smaller.
+    """
+    kept = spectrum.trusted
+    radius = strength * math.sqrt(response.total)
+    moves = spectrum.noise[:, None] * spectrum.left[:, kept] * (spectrum.signal * spectrum.singular)[kept]
+
+    def value(amounts: np.ndarray) -> float:
+        found = float(objective(xr.DataArray(radius * (moves @ amounts), {"component": components}, ("component",))))
+        if not math.isfinite(found):
+            raise ValueError(f"the target's function must give a finite number, got {found}")
+        return found
+
+    start = np.zeros(int(kept.sum()))
+    ball = {"type": "ineq", "fun": lambda x: 1.0 - x @ x, "jac": lambda x: -2.0 * x}
+    slope = float(np.linalg.norm(scipy.optimize.approx_fprime(start, value, 1e-6))) or 1.0
+    solved = scipy.optimize.minimize(
+        lambda x: value(x) / slope, start, method="SLSQP", constraints=[ball], options={"maxiter": 500, "ftol": 1e-12}
+    )
+    if not value(solved.x) < value(start):
+        raise ValueError(
+            "no change of the weights makes the target's function smaller: it is least where it is, or depends only "
+            "on what χ does not tell from noise"
+        )
+    amounts = np.zeros(len(kept))
+    amounts[kept] = radius * solved.x / max(1.0, float(np.linalg.norm(solved.x)))
+    return Aim(response, spectrum.rows, amounts[spectrum.kept], radius * (moves @ solved.x))
+
+
+def between_solutions(favoured: xr.Dataset, other: xr.Dataset, variable: str) -> xr.DataArray:
+    """The direction over data that favours one solution's weights over another's, as a target of `invert`.
+
+    Weights ρ change a solution's learning coefficient to Σ ρ·λ̂_z/n, with λ̂_z what datum z contributes, so data that
+    are simpler for the favoured solution, λ̂_z(other) − λ̂_z(favoured) > 0, gain weight (arXiv:2601.13548). Each
+    difference is shrunk by its error: d·τ²/(τ² + error²), with τ² the variance of the true differences.
+
+    Args:
+        favoured, other: `variable` over the same data, with its standard error as `VARIABLE_error`.
+
+    Raises ValueError for data that differ, missing values, and differences that their errors do not tell from none.
+    """
+    for each in (favoured, other):
+        missing = sorted({variable, f"{variable}_error"} - {str(name) for name in each.data_vars})
+        if missing:
+            raise ValueError(f"{missing} are missing; the datasets have {sorted(map(str, each.data_vars))}")
+        if each[variable].ndim != 1 or not np.isfinite(each[variable]).all():
+            raise ValueError(f"{variable} must have one finite value for each datum, got shape {each[variable].shape}")
+    check_same_data(favoured[variable], other[variable], "the two solutions")
+    difference = other[variable] - favoured[variable]
+    difference = difference - difference.mean()
+    noise = favoured[f"{variable}_error"] ** 2 + other[f"{variable}_error"] ** 2
+    spread = float((difference**2).mean() - noise.mean())
+    if not spread > 0:
+        raise InfeasibleTargetError(
+            f"the solutions' {variable} differ by {float(difference.std()):.3g} from datum to datum, of which errors "
+            f"explain {float(np.sqrt(noise.mean())):.3g}: run more chains or draws of both",
+            {},
+            None,
+        )
+    return difference * spread / (spread + noise)
+
+
+def check_same_data(one: xr.DataArray, other: xr.DataArray, what: str) -> None:
+    """Raise ValueError unless the last dimension of both is over the same data."""
+    dimension = one.dims[-1]
+    same = other.dims[-1] == dimension and one.shape[-1] == other.shape[-1]
+    same = same and all(
+        np.array_equal(one[name].values, other[name].values)
+        for name in ("probe", "sample", "position")
+        if name in one.coords and name in other.coords
+    )
+    if not same:
+        raise ValueError(
+            f"{what} belong to different data; take them from the same probes, with the same selection and order"
+        )
+
+
+def named(values: np.ndarray, components: list[str]) -> dict[str, float]:
+    """dμ by component."""
+    return dict(zip(components, values.tolist(), strict=True))
+
+
+def shortened(target: Mapping[str, float]) -> str:
+    """A target as text, the largest of its components first."""
+    order = sorted(target, key=lambda name: -abs(target[name]))
+    text = ", ".join(f"{name!r}: {target[name]:.3g}" for name in order[:NAMED])
+    return "{" + text + (", ..." if len(order) > NAMED else "") + "}"
