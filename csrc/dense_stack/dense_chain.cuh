@@ -45,8 +45,8 @@ inline __device__ float input(const DenseStack& stack, int64_t sample, int unit,
   if (!stack.presence) return stack.inputs[sample * width + unit];
   const Words4 words = philox4x32(counter(Stream::data, uint64_t(sample), 0, uint64_t(unit / 4)),
                                   uint32_t(stack.data_seed), uint32_t(uint64_t(stack.data_seed) >> 32));
-  const uint32_t each[4] = {words.x, words.y, words.z, words.w};
-  const float u = float(each[unit % 4] >> 8) * 0x1p-24f, presence = stack.presence[unit];
+  const uint32_t word = unit % 4 == 0 ? words.x : unit % 4 == 1 ? words.y : unit % 4 == 2 ? words.z : words.w;
+  const float u = float(word >> 8) * 0x1p-24f, presence = stack.presence[unit];
   return u < presence ? __fdiv_rn(u, presence) : 0.0f;
 }
 inline __device__ float target(const DenseStack& stack, int64_t sample, int unit, int width) {

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 import patterning_fast as pf
@@ -136,6 +137,19 @@ def test_a_run_resumes_to_the_bit(tmp_path: Any) -> None:
     pf.sample(one, SAMPLERS[4], checkpoint=folder, checkpoint_seconds=0, **SAMPLING)
     again = pf.sample(one, SAMPLERS[4], checkpoint=folder, **SAMPLING)
     assert torch.equal(again.totals.cross, whole.totals.cross)
+
+
+def test_traces_are_what_the_statistics_are_made_of(tmp_path: Any) -> None:
+    """With a store a call takes one draw, without many: no bit may depend on it."""
+    pytest.importorskip("zarr")
+    one, path = posterior(module("tied")), tmp_path / "traces"
+    run = pf.sample(one, SAMPLERS[0], traces=path, **SAMPLING)
+    assert torch.equal(run.totals.cross, pf.sample(one, SAMPLERS[0], **SAMPLING).totals.cross)
+    with xr.open_datatree(path, engine="zarr") as tree:
+        np.testing.assert_array_equal(tree["/chains/phi"].values, run.diagnostics()["phi"].values)
+        losses = tree["/probes/data/losses"].values
+    shift = run.totals.loss_shift.numpy().astype(float)
+    np.testing.assert_allclose((losses - shift).sum((0, 1, 2)), run.totals.loss_sum[:-1].sum(0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,8 @@ def test_a_chain_of_layers_has_room(built: ModuleType, limit: int) -> None:
         layers, size = layers_of(widths, generator.choice(["relu", "gelu"]), bias=True)
         none = torch.zeros(0, dtype=torch.int64)
         stack = DenseStack(layers, torch.zeros(size), none, none, torch.zeros(2, widths[0]), torch.zeros(2, widths[-1]))
-        found: dict[str, int] = built.dense_plan(stack_fields(*stack.arguments()), batch, 10, limit, limit // 2)
+        arguments = stack.arguments()  # whose addresses are read
+        found: dict[str, int] = built.dense_plan(stack_fields(*arguments), batch, 10, limit, limit // 2)
         whole = limit if found["workspace"] == 0 else limit // 2
         assert 4 * found["shared"] <= whole
         assert found["stride"] // 4 % 2 == 1
