@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from canonical_interp.slt import LLCEstimator
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-import bench.endtoend.peers.batched  # noqa: F401  what canonical-interp imports and Python 3.11 lacks
 from bench.endtoend.contestant import Arrays, Prepared, Run, contest
+from bench.endtoend.peers.canonical import slt
 from bench.endtoend.workload import Workload
 
 INITIAL_LOSS_BATCHES = 32
@@ -23,7 +22,7 @@ def prepare(run: Run, workload: Workload) -> Prepared:
     model = workload.model()
     tokens = workload.data("train")[: INITIAL_LOSS_BATCHES * workload.batch_size]
     loader = DataLoader(TensorDataset(tokens[:, :-1], tokens[:, 1:]), batch_size=workload.batch_size, shuffle=True)
-    estimator = LLCEstimator(
+    estimator = slt.LLCEstimator(
         draws=run.draws,
         chains=run.chains,
         burnin_steps=0,

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from canonical_interp import slt
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import bench.endtoend.peers.batched  # noqa: F401  what canonical-interp imports and Python 3.11 lacks
+from bench.endtoend.peers.canonical import slt
 from bench.small.contestant import Advance, Run, contest
 from bench.small.workload import Workload
 

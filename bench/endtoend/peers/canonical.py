@@ -1,4 +1,4 @@
-"""`itertools.batched` for Python 3.11, which canonical-interp imports: all that is changed for it."""
+"""canonical-interp, with `itertools.batched` for Python 3.11, which it imports: all that is changed for it."""
 
 from __future__ import annotations
 
@@ -14,3 +14,7 @@ def batched(items: Iterable[int], size: int) -> Iterator[tuple[int, ...]]:
 
 if not hasattr(itertools, "batched"):
     itertools.batched = batched  # type: ignore[attr-defined]
+
+from canonical_interp import slt  # noqa: E402
+
+__all__ = ["slt"]
