@@ -119,5 +119,36 @@ int main() {
     pf::PF_ISA::weighted_cross_entropy({logits.data(), labels.data(), weights.data(), at, at + tokens, -100, tokens,
                                         vocabulary}, threads);
   });
+
+  const int64_t in = 7, hidden_units = 3, many = 40, dense_chains = 23, of_model = 2 * in * hidden_units;
+  const pf::DenseLayer layers[] = {{in, hidden_units, 0, -1, 0, pf::Activation::relu},
+                                   {hidden_units, in, in * hidden_units, -1, 0, pf::Activation::identity}};
+  const std::vector<float> base = normals(of_model), inputs = normals(many * in), many_normals = normals(dense_chains * of_model);
+  const std::vector<float> small_lr(dense_chains, 1e-4f), ones(dense_chains, 1.0f);
+  const std::vector<int64_t> whole(dense_chains, -1), origin(dense_chains, 0), dense_groups = integers(dense_chains, groups);
+  std::vector<int64_t> dense_ids(dense_chains), dense_rows(dense_chains + 1);
+  for (int64_t chain = 0; chain < dense_chains; ++chain) {
+    dense_ids[size_t(chain)] = chain;
+    dense_rows[size_t(chain) + 1] = (chain + 1) * of_model;
+  }
+  const pf::DenseStack stack{layers, base.data(), whole.data(), nullptr, inputs.data(), inputs.data(), nullptr, nullptr,
+                             nullptr, 2, of_model, many, 0, 0};
+  check("dense_losses", std::vector<float>(size_t(dense_chains * many)), [&](float* out, int threads) {
+    pf::PF_ISA::dense_losses({stack, many_normals.data(), dense_rows.data(), out, many, dense_chains,
+                              dense_chains * of_model}, threads);
+  });
+  check("dense_draws", std::vector<double>(size_t(groups * (1 + many + 1 + many + 1))), [&](double* at, int threads) {
+    std::vector<float> w = many_normals, g(w.size()), distance(2 * dense_chains);
+    std::vector<double> phis(2 * dense_chains);
+    const pf::LangevinStep moves{w.data(), g.data(), base.data(), dense_rows.data(), origin.data(), small_lr.data(),
+                                 ones.data(), ones.data(), ones.data(), dense_ids.data(), &seed, &step, nullptr, nullptr,
+                                 nullptr, nullptr, nullptr, pf::LangevinRule::sgld, 0.0, 0.0, 0, dense_chains,
+                                 dense_chains * of_model, of_model};
+    const pf::ComomentsUpdate into{nullptr, nullptr, loss_shift.data(), phi_shift.data(), dense_groups.data(), at,
+                                   at + groups, at + groups * (1 + many), at + groups * (2 + many),
+                                   at + groups * (2 + 2 * many), dense_chains, many, 1, groups};
+    pf::PF_ISA::dense_draws({{stack, moves, dense_ids.data(), 16, 3, 0}, stack, into, loss_shift.data(), phis.data(),
+                             distance.data(), nullptr, 0, many, 2, 1e30}, threads);
+  });
   return failures;
 }
