@@ -31,7 +31,7 @@ PICTURE = Path(__file__).parents[1] / "docs" / "images" / "deep_linear.png"
 SAMPLES, BATCH = 1000, 64
 N_BETA, LOCALIZATION = 3e4, 1.0
 CHAINS, DRAWS = 8, 100
-MOST_STEPS, MOST_WORK = 2_000_000, 1e9
+MOST_STEPS, MOST_WORK = 2_000_000, 5e8
 """Of a chain, before its draws as during them: steps, and steps times parameters."""
 STABILITY = 1.0
 """RMSProp-SGLD leaves out how its lr depends on where a chain is, which biases it by some √v̂/stability: 1 % at 0.1."""

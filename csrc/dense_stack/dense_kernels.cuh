@@ -132,7 +132,7 @@ __device__ void run_steps(DenseChain<use, threads, in_shared>& own, const DenseS
 
 // As many chains as of a tiny model have room in a multiprocessor's shared memory.
 constexpr int least_blocks(DenseUse use, int threads) {
-  const int tiny = use == DenseUse::corrected_steps ? 20 : 24;
+  const int tiny = use == DenseUse::steps ? 24 : 20;
   return threads == kWarp ? tiny : threads == kSomeWarps ? 4 : 2;
 }
 

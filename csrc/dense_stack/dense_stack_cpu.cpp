@@ -26,6 +26,14 @@ static_assert(kSamplesTogether % kPad == 0);
 int64_t padded(int64_t count) { return round_up(count, kPad); }
 int64_t outputs(const DenseStack& stack) { return stack.layers[stack.depth - 1].out; }
 
+// Autoencoders need no second copy of their inputs.
+bool has_targets(const DenseStack& stack) { return stack.targets && stack.targets != stack.inputs; }
+
+// Of units, so many samples.
+int64_t columns_of(const DenseStack& stack, int64_t batch) {
+  return stack.presence ? round_up(batch, kSamplesTogether) : padded(batch);
+}
+
 // Whether a stack is one linear map, of which the gradient of squared errors needs only the moments of a minibatch.
 bool is_linear(const DenseStack& stack) {
   return stack.targets && std::all_of(stack.layers, stack.layers + stack.depth, [](const DenseLayer& layer) {
@@ -59,12 +67,49 @@ class Table {
   std::vector<float> rows_;
 };
 
+// All samples in blocks of `batch` whose losses are made together: units of the first layer, and what the last should
+// give, one column a sample.
+class Blocks {
+ public:
+  Blocks(const DenseStack& stack, int64_t batch, int threads)
+      : stack_(stack), columns_(columns_of(stack, batch)), count_(divide_up(stack.samples, batch)),
+        units_(size_t(count_ * stack.layers[0].in * columns_)),
+        targets_(size_t(has_targets(stack) ? count_ * outputs(stack) * columns_ : 0)) {
+    parallel_for(count_, threads, [&](int64_t block) {
+      std::vector<int64_t> samples(size_t(columns_), block * batch);
+      const int64_t in = stack.layers[0].in, out = outputs(stack), count = std::min(batch, stack.samples - block * batch);
+      for (int64_t b = 0; b < count; ++b) samples[size_t(b)] += b;
+      float* const units = units_.data() + block * in * columns_;
+      if (stack.presence)
+        sparse_features(stack.presence, in, uint64_t(stack.data_seed), samples.data(), count, units, columns_);
+      for (int64_t b = 0; b < count; ++b) {
+        const int64_t s = samples[size_t(b)];
+        for (int64_t i = 0; !stack.presence && i < in; ++i) units[i * columns_ + b] = stack.inputs[s * in + i];
+        for (int64_t o = 0; has_targets(stack) && o < out; ++o)
+          targets_[size_t((block * out + o) * columns_ + b)] = stack.targets[s * out + o];
+      }
+    });
+  }
+
+  int64_t count() const { return count_; }
+  const float* units(int64_t block) const { return units_.data() + block * stack_.layers[0].in * columns_; }
+  const float* targets(int64_t block) const {
+    return has_targets(stack_) ? targets_.data() + block * outputs(stack_) * columns_ : units(block);
+  }
+
+ private:
+  const DenseStack& stack_;
+  int64_t columns_, count_;
+  std::vector<float> units_, targets_;
+};
+
 // Units of a layer are rows of length columns_, one column a sample, and after the last unit a row of ones: what a bias
 // multiplies. Turned, each sample has a row of units.
 class Model {
  public:
   Model(const DenseStack& stack, int64_t batch, bool keeps_slopes = false)
-      : stack_(stack), batch_(batch), columns_(stack.presence ? round_up(batch, kSamplesTogether) : padded(batch)), full_(size_t(stack.params)), grads_(size_t(stack.params)) {
+      : stack_(stack), batch_(batch), columns_(columns_of(stack, batch)), full_(size_t(stack.params)),
+        grads_(size_t(stack.params)) {
     int64_t widest = 0, most = 0;
     for (int64_t at = 0; at < stack.depth; ++at) {
       const DenseLayer& layer = stack.layers[at];
@@ -88,6 +133,7 @@ class Model {
       for (std::vector<float>* each : {&squares_, &row_squares_}) each->resize(size_t(stack.params));
     }
     samples_.resize(size_t(std::max(columns_, round_up(batch, kBlock))));
+    first_units_ = units_[0].data(), shown_ = has_targets(stack) ? targets_.data() : first_units_;
   }
 
   int64_t* samples() { return samples_.data(); }
@@ -101,28 +147,29 @@ class Model {
     return full_.data();
   }
 
-  // The first `count` of samples(), and what they should give.
-  void take(int64_t count) {
-    const int64_t in = stack_.layers[0].in;
+  // All of a minibatch, samples(): from the table, or made.
+  void take(const Table& table) {
+    std::fill(samples_.begin() + batch_, samples_.end(), samples_[0]);  // whose columns are never summed
     if (stack_.presence) {
-      std::fill(samples_.begin() + count, samples_.end(), samples_[0]);  // whose columns are never summed
-      sparse_features(stack_.presence, in, uint64_t(stack_.data_seed), samples_.data(), count, units_[0].data(), columns_);
+      sparse_features(stack_.presence, stack_.layers[0].in, uint64_t(stack_.data_seed), samples_.data(), batch_,
+                      units_[0].data(), columns_);
     } else {
-      for (int64_t b = 0; b < count; ++b) {
-        const float* const from = stack_.inputs + samples_[size_t(b)] * in;
-        for (int64_t i = 0; i < in; ++i) units_[0][size_t(i * columns_ + b)] = from[i];
-      }
+      inputs_ = table.rows(samples_.data());
+      turn(inputs_, columns_, padded(stack_.layers[0].in + 1), units_[0].data(), columns_);
     }
-    take_targets(count);
+    if (has_targets(stack_))
+      for (int64_t b = 0; b < batch_; ++b)
+        for (int64_t o = 0; o < outputs(stack_); ++o)
+          targets_[size_t(o * columns_ + b)] = stack_.targets[samples_[size_t(b)] * outputs(stack_) + o];
+    const float share = 1.0f / float(batch_);
+    for (int64_t b = 0; b < batch_; ++b)
+      rho_[size_t(b)] = stack_.weights ? share * stack_.weights[samples_[size_t(b)]] : share;
   }
 
-  // All of a minibatch, from the table where there is one.
-  void take(const Table& table) {
-    if (stack_.presence) return take(batch_);
-    std::fill_n(samples_.begin() + batch_, columns_ - batch_, samples_[0]);  // whose columns are never summed
-    inputs_ = table.rows(samples_.data());
-    turn(inputs_, columns_, padded(stack_.layers[0].in + 1), units_[0].data(), columns_);
-    take_targets(batch_);
+  // A block of samples, for their losses alone.
+  void take(const Blocks& blocks, int64_t block) {
+    first_units_ = blocks.units(block), shown_ = blocks.targets(block);
+    for (int64_t b = 0; b < batch_; ++b) samples_[size_t(b)] = block * batch_ + b;
   }
 
   // Outputs of the samples taken, in the last units.
@@ -131,8 +178,8 @@ class Model {
       const DenseLayer& layer = stack_.layers[at];
       float* const to = units_[size_t(at + 1)].data();
       const float* const bias = layer.bias < 0 ? nullptr : parameters + layer.bias;
-      small_product<1>(weight(parameters, layer), layer.out, layer.in, Right{units_[size_t(at)].data(), columns_}, columns_,
-                       bias, to, columns_);
+      const float* const from = at == 0 ? first_units_ : units_[size_t(at)].data();
+      small_product<1>(weight(parameters, layer), layer.out, layer.in, Right{from, columns_}, columns_, bias, to, columns_);
       activate(layer.activation, to, before_[size_t(at + 1)].data(), layer.out * columns_);
     }
   }
@@ -141,21 +188,24 @@ class Model {
   void losses(int64_t count, float* to) {
     const int64_t out = outputs(stack_);
     const float* const z = units_.back().data();
-    for (int64_t b = 0; b < count; ++b) {
-      if (!stack_.labels) {
-        float sum = 0.0f;
-        for (int64_t o = 0; o < out; ++o) {
-          const float off = z[o * columns_ + b] - targets()[o * columns_ + b];
-          sum = fma(off, off, sum);
+    if (!stack_.labels) {
+      std::fill_n(to, count, 0.0f);
+      for (int64_t o = 0; o < out; ++o) {
+        const float *const found = z + o * columns_, *const wanted = shown_ + o * columns_;
+        for (int64_t b = 0; b < count; ++b) {
+          const float off = found[b] - wanted[b];
+          to[b] = fma(off, off, to[b]);
         }
-        to[b] = 0.5f * sum;
-      } else {
-        float most = z[b];
-        for (int64_t o = 1; o < out; ++o) most = greater(z[o * columns_ + b], most);
-        float sum = 0.0f;
-        for (int64_t o = 0; o < out; ++o) sum += exp(z[o * columns_ + b] - most);
-        to[b] = std::log(sum) + (most - z[stack_.labels[samples_[size_t(b)]] * columns_ + b]);
       }
+      for (int64_t b = 0; b < count; ++b) to[b] *= 0.5f;
+      return;
+    }
+    for (int64_t b = 0; b < count; ++b) {
+      float most = z[b];
+      for (int64_t o = 1; o < out; ++o) most = greater(z[o * columns_ + b], most);
+      float sum = 0.0f;
+      for (int64_t o = 0; o < out; ++o) sum += exp(z[o * columns_ + b] - most);
+      to[b] = std::log(sum) + (most - z[stack_.labels[samples_[size_t(b)]] * columns_ + b]);
     }
   }
 
@@ -228,25 +278,12 @@ class Model {
   std::vector<float> left_, right_, squares_, row_squares_;
   std::vector<float> full_, grads_, slope_, slope_below_, turned_, product_, targets_, rho_;
   std::vector<int64_t> samples_;
-  Gathered inputs_{};  // the samples taken, where they are rows of a table
+  Gathered inputs_{};         // the samples taken, where they are rows of a table
+  const float* first_units_;  // those of the first layer
+  const float* shown_;        // what the last should give
 
   static Left weight(const float* parameters, const DenseLayer& layer) {
     return layer.transposed ? Left{parameters + layer.weight, 1, layer.out} : Left{parameters + layer.weight, layer.in, 1};
-  }
-
-  // Autoencoders need no second copy of their inputs.
-  bool has_targets() const { return stack_.targets && stack_.targets != stack_.inputs; }
-  const float* targets() const { return has_targets() ? targets_.data() : units_[0].data(); }
-
-  void take_targets(int64_t count) {
-    const int64_t out = outputs(stack_);
-    if (has_targets())
-      for (int64_t b = 0; b < count; ++b)
-        for (int64_t o = 0; o < out; ++o)
-          targets_[size_t(o * columns_ + b)] = stack_.targets[samples_[size_t(b)] * out + o];
-    const float share = 1.0f / float(batch_);
-    for (int64_t b = 0; b < count; ++b)
-      rho_[size_t(b)] = stack_.weights ? share * stack_.weights[samples_[size_t(b)]] : share;
   }
 
   static void activate(Activation activation, float* z, float* before, int64_t count) {
@@ -292,7 +329,7 @@ class Model {
     const int64_t out = outputs(stack_);
     const float* const z = units_.back().data();
     if (!stack_.labels) {
-      const float* const y = targets();
+      const float* const y = shown_;
       for (int64_t o = 0; o < out; ++o)
         for (int64_t b = 0; b < columns_; b += kTileLanes) {
           const int64_t at = o * columns_ + b;
@@ -467,25 +504,28 @@ void for_each(int64_t items, int threads, const Make& make, const Body& body) {
   });
 }
 
-// The losses of all samples, some at a time.
+// So many samples' losses are made together.
+int64_t evaluated_together(const DenseStack& stack) { return std::min(kColumns, stack.samples); }
+
+// The losses of all samples, block after block.
 class Evaluator {
  public:
-  explicit Evaluator(const DenseStack& stack) : stack_(stack), batch_(std::min(kColumns, stack.samples)), model_(stack, batch_) {}
+  Evaluator(const DenseStack& stack, const Blocks& blocks)
+      : stack_(stack), blocks_(blocks), model_(stack, evaluated_together(stack)) {}
 
   void losses(int64_t chain, const float* row, int64_t length, float* to) {
     const float* const parameters = model_.parameters(chain, row, length);
-    for (int64_t first = 0; first < stack_.samples; first += batch_) {
-      const int64_t count = std::min(batch_, stack_.samples - first);
-      for (int64_t b = 0; b < count; ++b) model_.samples()[b] = first + b;
-      model_.take(count);
+    const int64_t batch = evaluated_together(stack_);
+    for (int64_t block = 0; block < blocks_.count(); ++block) {
+      model_.take(blocks_, block);
       model_.forward(parameters);
-      model_.losses(count, to + first);
+      model_.losses(std::min(batch, stack_.samples - block * batch), to + block * batch);
     }
   }
 
  private:
   const DenseStack& stack_;
-  int64_t batch_;
+  const Blocks& blocks_;
   Model model_;
 };
 
@@ -541,8 +581,8 @@ class Stepper {
 // Draws of chains, one chain at a time.
 class Drawer {
  public:
-  Drawer(const DenseDraws& op, const Table& table)
-      : op_(op), stepper_(op.steps, table), evaluator_(op.evaluated), losses_(size_t(op.evaluated.samples)),
+  Drawer(const DenseDraws& op, const Table& table, const Blocks& blocks)
+      : op_(op), stepper_(op.steps, table), evaluator_(op.evaluated, blocks), losses_(size_t(op.evaluated.samples)),
         observables_(size_t(op.comoments.observable_count)) {}
 
   void draw(int64_t chain) {
@@ -613,8 +653,9 @@ class Drawer {
 }  // namespace
 
 void dense_losses(const DenseLosses& op, int threads) {
+  const Blocks blocks(op.stack, evaluated_together(op.stack), threads);
   for_each<Evaluator>(
-      op.chains, threads, [&] { return std::make_unique<Evaluator>(op.stack); },
+      op.chains, threads, [&] { return std::make_unique<Evaluator>(op.stack, blocks); },
       [&](Evaluator& evaluator, int64_t chain) {
         evaluator.losses(chain, op.rows + op.row_starts[chain], op.row_starts[chain + 1] - op.row_starts[chain],
                          op.losses + chain * op.stride);
@@ -633,10 +674,11 @@ void dense_steps(const DenseSteps& op, int threads) {
 // Chains of one group add to the same totals: they are one thread's.
 void dense_draws(const DenseDraws& op, int threads) {
   const Table table(op.steps.stack, threads);
+  const Blocks blocks(op.evaluated, evaluated_together(op.evaluated), threads);
   std::vector<std::vector<int64_t>> chains(size_t(op.comoments.group_count));
   for (int64_t chain = 0; chain < op.steps.op.chains; ++chain) chains[size_t(op.comoments.groups[chain])].push_back(chain);
   for_each<Drawer>(
-      op.comoments.group_count, threads, [&] { return std::make_unique<Drawer>(op, table); },
+      op.comoments.group_count, threads, [&] { return std::make_unique<Drawer>(op, table, blocks); },
       [&](Drawer& drawer, int64_t group) {
         for (const int64_t chain : chains[size_t(group)]) drawer.draw(chain);
       });
