@@ -61,8 +61,8 @@ def importance_check(
                 weights = np.exp(logarithm - logarithm.max())
                 effective[row, at] = weights.sum() ** 2 / (weights**2).sum()
                 by_group[row, at, np.unique(groups)] = shift_by_group(phi[healthy], weights, groups)
-        attrs = {name: value for name, value in tree.attrs.items() if name != "run"}
-    known = ["too noisy" if low else None for low in (effective < LEAST_SHARE * draws).any(1)]
+        attrs = {str(name): value for name, value in tree.attrs.items() if name != "run"}
+    known = ["too noisy" if (row < LEAST_SHARE * draws).any() else None for row in effective]
     result = agreement(plan, names, fractions, by_group, known, tolerance, attrs)
     described = {"long_name": "effective number of draws", "units": "draws"}
     return result.assign(effective_sample_size=(("strength", "component"), effective, described))
