@@ -63,8 +63,9 @@ def test_a_small_language_model_moves_as_predicted() -> None:
     posterior = language_posterior(n_beta=100.0)
     sampling: dict[str, Any] = {"chains": 16, "draws": 12, "burn_in": 4, "steps_between_draws": 4, "progress": False}
     sampler = pf.SGLD(2e-3)
-    chi = pf.sample(posterior, sampler, **sampling).susceptibilities()
+    chi = pf.linear_response(posterior, sampler, chains=16, progress=False)
     plan = pf.invert(chi, {"full": 1.0}, strength=0.2, regularization="none")
     checked = pf.verify(plan, posterior, sampler, fractions=[0.5, 1.0], seed=1, **sampling)
+    assert checked["verdict"].values.tolist() == ["kept", "kept"]
     assert float(abs(checked["z"]).max()) < 5
     assert float(checked["realised"][-1, 0]) > 3 * float(checked["realised_error"][-1, 0])
