@@ -13,6 +13,7 @@ from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.patterning.constraints import Constraints
 from patterning_fast.patterning.embedding import embed_data
 from patterning_fast.patterning.extremes import extreme_data
+from patterning_fast.patterning.importance import importance_check
 from patterning_fast.patterning.inversion import invert
 from patterning_fast.patterning.matching import match_modes
 from patterning_fast.patterning.modes import Mode, Modes, modes
@@ -54,6 +55,7 @@ __all__ = [
     "component",
     "embed_data",
     "extreme_data",
+    "importance_check",
     "invert",
     "layers",
     "linear_response",

@@ -51,6 +51,21 @@ class LinearRegression:
         inner = sigma @ hessian @ sigma
         return -0.5 * (torch.einsum("ni,ij,nj->n", x, inner, x) - torch.trace(hessian @ inner))
 
+    def realised_response(self, weights: Tensor, coordinates: list[int]) -> float:
+        """E[φ] under the weighted loss less that without weights, however large they are: still a Gaussian.
+
+        With A = n_beta·H_ρ + localization, δ = −n_beta·A⁻¹·(1/n)Σ ρ_j r_j x_j is where its mean has moved to, and
+        E_ρ[φ] = ½tr(HΣ_ρ) + ½δᵀHδ.
+        """
+        x, hessian, sigma = self.curvature(coordinates)
+        solution = self.model().weight.detach().double().T
+        residual = (self.x.double() @ solution - self.y.double()).flatten()
+        identity = torch.eye(len(coordinates), dtype=torch.float64)
+        a = self.n_beta * (x.T * weights) @ x / len(x) + self.localization * identity
+        shift = -self.n_beta * torch.linalg.solve(a, x.T @ (weights * residual) / len(x))
+        weighted = torch.linalg.inv(a @ (identity - self.lr / 4 * a))
+        return 0.5 * float(torch.trace(hessian @ (weighted - sigma)) + shift @ hessian @ shift)
+
     def susceptibility_by_response(self, coordinates: list[int]) -> Tensor:
         """What the discrete chain responds by: with K = lr/2·a, −½(x_jᵀ(1 − K)ΣHΣx_j − tr(H(1 − K)ΣHΣ)).
 

@@ -1,55 +1,74 @@
-"""Is the prediction kept? Sample again under the weighted loss and compare (the fluctuation–dissipation relation)."""
+"""Sample again under the weighted loss, and compare with what was predicted (the fluctuation–dissipation relation)."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
+from patterning_fast.estimators.statistics import Statistics
+from patterning_fast.patterning.agreement import agreement, check_comparison, predicted_names
 from patterning_fast.patterning.plan import Plan
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.langevin import Sampler
 
 
 def verify(
-    plan: Plan, posterior: LocalPosterior, sampler: Sampler, *, scale: float = 1.0, **sampling: Any
+    plan: Plan,
+    posterior: LocalPosterior,
+    sampler: Sampler,
+    *,
+    fractions: Sequence[float] = (0.25, 0.5, 1.0),
+    tolerance: float = 0.25,
+    **sampling: Any,
 ) -> xr.Dataset:
-    """Predicted against realised dμ of each component when the posterior's data are weighted by the plan.
+    """Predicted against realised dμ `[strength, component]` when the posterior's data are weighted by the plan.
+
+    Samples once without weights and once at each strength, with the same noise and minibatches, so that differences
+    are far less noisy than either. `plan.verified(result.attrs["radius"])` notes the strength up to which the
+    prediction was kept. A seed other than that of χ makes the two sides independent.
 
     Args:
         plan: of weights on the data of `posterior`, whose n_beta χ must have been estimated at.
-        scale: fraction of the plan's strength to check at: linear response holds for small ones.
-        sampling: as for `sample` (components, chains, draws, ...). Both runs use the same noise and minibatches, so
-            that their difference is far less noisy than either.
+        fractions: of the plan's strength to check at; above 1 asks how much further one could go.
+        tolerance: relative deviation that still counts as agreement, and the largest that errors may have.
+        sampling: as for `sample` (components, chains, draws, ...).
 
-    Returns `predicted`, `realised`, their errors, and `z`, the difference in standard errors. Raises ValueError for
-    weights that do not belong to the posterior's data or were made for another n_beta, and ChainDivergedError where
-    negative weights leave L_ρ without a floor.
+    Returns `predicted`, `realised`, their errors [nats] and `z`; by strength, `verdict` ("kept", "broken",
+    "too noisy", or "diverged" where weights cost chains), made of `p_value`, `deviation` and `deviation_error`; and
+    `attrs["radius"]`, 0 where nothing is kept. See `agreement` for the rule.
+
+    Raises ValueError for weights that do not belong to the posterior's data or were made for another n_beta, a
+    posterior with weights of its own, and `checkpoint` or `traces`, which are of one run; ChainDivergedError where all
+    chains diverge without the plan's weights.
     """
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a finite number > 0, got {scale}")
-    if plan.attrs["n_beta"] != posterior.n_beta:
-        raise ValueError(f"the plan was made at n_beta {plan.attrs['n_beta']}, the posterior has {posterior.n_beta}")
-    weighted = posterior.reweighted(plan.scaled(scale))
+    fractions = check_comparison(plan, posterior.n_beta, fractions, tolerance)
+    if posterior.weights is not None:
+        raise ValueError("the posterior has weights of its own: pass the one without, which χ is of")
+    if kept := sorted({"checkpoint", "traces"} & sampling.keys()):
+        raise ValueError(f"verify makes several runs, and {' and '.join(kept)} would be of one: leave it out")
+    weighted = [posterior.reweighted(plan.scaled(fraction)) for fraction in fractions]
     before = sample(posterior, sampler, **sampling)
-    after = sample(weighted, sampler, **sampling)
-    difference = after.grouped.means(slice(None)).observable - before.grouped.means(slice(None)).observable
-    by_group = difference.view(-1, before.plan.groups).cpu().numpy()  # NaN where a group has lost all its chains
-    names = [name for name in before.component_names if name in plan.predicted["component"].values]
-    at = [before.component_names.index(name) for name in names]
-    healthy = np.isfinite(by_group[at]).sum(1)
-    predicted = plan.predicted.sel(component=names)
-    result = xr.Dataset(
-        {
-            "predicted": scale * predicted["dmu"],
-            "predicted_error": scale * predicted["dmu_error"],
-            "realised": ("component", np.nanmean(by_group[at], 1)),
-            "realised_error": ("component", np.nanstd(by_group[at], 1, ddof=1) / np.sqrt(healthy)),
-        },
-        attrs=after.attrs | {"scale": scale},
-    )
-    error = np.hypot(result["predicted_error"], result["realised_error"])
-    return result.assign(z=(result["realised"] - result["predicted"]) / error)
+    names = predicted_names(plan, before.component_names)
+    base = mu_by_group(before, names)
+    by_group = np.full((len(fractions), *base.shape), np.nan)
+    verdicts: list[str | None] = ["diverged"] * len(fractions)
+    for at, each in enumerate(weighted):
+        try:
+            after = sample(each, sampler, **sampling)
+        except ChainDivergedError:
+            continue
+        by_group[at] = mu_by_group(after, names) - base
+        if not bool((after.traces.diverged & ~before.traces.diverged).any()):
+            verdicts[at] = None
+    return agreement(plan, names, fractions, by_group, verdicts, tolerance, before.attrs)
+
+
+def mu_by_group(statistics: Statistics, names: Sequence[str]) -> np.ndarray:
+    """E[φ] of components by group of chains `[components, groups]`; NaN where a group has lost all its chains."""
+    means = statistics.grouped.means(slice(None)).observable[:, 0].view(-1, statistics.plan.groups).cpu().numpy()
+    return means[[statistics.component_names.index(name) for name in names]]

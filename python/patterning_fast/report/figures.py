@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -17,6 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from patterning_fast.patterning.modes import Modes
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#999999", "#009E73", "#CC79A7")  # Okabe & Ito 2008
+NAMED = 12
+"""Components that a picture has room to name."""
 LINES = ("-", "-", "-", "--", ":", "-.")
 
 
@@ -147,6 +150,33 @@ def matched_modes(matches: xr.Dataset, ours: str, theirs: str) -> Figure:
             axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=COLOURS[2], lw=2))
     axes.set(xlabel=f"modes of {theirs}", ylabel=f"modes of {ours}", xticks=range(columns), yticks=range(rows))
     figure.colorbar(image, ax=axes, label="|cosine| of data loadings", shrink=0.9)
+    return figure
+
+
+def verification(result: xr.Dataset) -> Figure:
+    """Predicted against realised dμ by strength, with 95 % error bars, as `pf.verify` finds them; verdicts in words."""
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.subplots()
+    shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, result.sizes["strength"]))
+    for at, (colour, marker) in enumerate(zip(shades, cycle("os^Dv"), strict=False)):
+        here = result.isel(strength=at)
+        label = f"strength {float(here['strength']):.3g}: {here['verdict'].item()}"
+        axes.errorbar(
+            here["predicted"].values, here["realised"].values, 1.96 * here["realised_error"].values,
+            1.96 * here["predicted_error"].values, fmt=marker, color=colour, capsize=2, markersize=5, label=label,
+        )  # fmt: skip
+    strongest = result.isel(strength=-1)
+    for name in result["component"].values[: 0 if result.sizes["component"] > NAMED else None]:
+        where = strongest.sel(component=name)
+        axes.annotate(
+            str(name), (float(where["predicted"]), float(where["realised"])), xytext=(6, -9),
+            textcoords="offset points", fontsize=8,
+        )  # fmt: skip
+    axes.axline((0, 0), slope=1, color="#888888", linewidth=0.8, zorder=0, label="as predicted")
+    axes.set(xlabel="predicted dμ [nats]", ylabel="realised dμ [nats]")
+    axes.set_title(f"kept up to strength {result.attrs['radius']:.3g}", loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 
