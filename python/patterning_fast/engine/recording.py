@@ -137,6 +137,8 @@ def record(
 ) -> dict[str, Tensor]:
     """All that is wanted of a set, by key, samples along the first dimension."""
     recorded: dict[str, Tensor] = {}
+    if not wanted:
+        return recorded
     samples, suffixes = sample_count(data), {id(suffix): suffix for suffix in wanted.values()}.values()
     allocating = threading.Lock()
 
