@@ -7,6 +7,7 @@ from patterning_fast.engine.calibration import calibrate
 from patterning_fast.engine.linear_response import linear_response
 from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
+from patterning_fast.estimators.aggregation import aggregate
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.ops.library import use_backend
 from patterning_fast.ops.sparse_features import SparseFeatures
@@ -49,6 +50,7 @@ __all__ = [
     "SparseFeatures",
     "Statistics",
     "TrainerLoss",
+    "aggregate",
     "attention_heads",
     "between_solutions",
     "calibrate",

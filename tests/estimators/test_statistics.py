@@ -138,3 +138,23 @@ def test_gradient_noise_is_that_of_minibatches() -> None:
     assert float(health["gradient_noise"][0]) == pytest.approx(float(1e-3 / 4 * 9 * variance / 8), rel=0.06)
     shared = pf.sample(posterior, pf.SGLD(1e-3), shared_minibatches=True, **SMALL).diagnostics()
     assert np.isnan(shared["gradient_noise"]).all()
+
+
+def test_llc_reads_no_losses() -> None:
+    run = pf.sample(language_posterior(), pf.SGLD(1e-3), loss_kernel=True, **SMALL)
+    expected = run.llc()
+    again = pf.sample(language_posterior(), pf.SGLD(1e-3), loss_kernel=True, **SMALL)
+    again.totals.loss_sum.fill_(torch.nan)
+    again.totals.cross.fill_(torch.nan)
+    assert np.isfinite(expected["llc_error"]).all()
+    assert again.llc()[["mu_group", "llc", "llc_error"]].equals(expected[["mu_group", "llc", "llc_error"]])
+    assert again.observed.cross.numel() == 0
+    for found, sign in ((run.llc(), "llc > 0"), (run.influence(), "influence > 0"), (run.loss_kernel(), "kernel, ")):
+        assert sign in found.attrs["sign"]
+        assert "diagnostics()" in found.attrs["health"]
+
+
+def test_contributions_of_a_weighted_posterior_are_refused() -> None:
+    weighted = language_posterior(weights=torch.linspace(0.5, 1.5, 12))
+    with pytest.raises(ValueError, match="derivatives at weights of 1"):
+        pf.sample(weighted, pf.SGLD(1e-3), **SMALL).contributions()

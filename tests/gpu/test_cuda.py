@@ -527,8 +527,8 @@ def test_draws_agree_with_the_cpp_form(kernel: bool) -> None:
 
 
 def test_made_features_are_those_of_the_cpu() -> None:
-    features = pf.SparseFeatures(2**32, torch.tensor([0.1, 0.9, 1.0, 0.5, 0.3, 0.2]), seed=2**40 + 1)
-    samples = torch.randint(2**32, (1000,))
+    features = pf.SparseFeatures(2**31, torch.tensor([0.1, 0.9, 1.0, 0.5, 0.3, 0.2]), seed=2**40 + 1)
+    samples = torch.randint(2**31, (1000,))
     assert torch.equal(features.to("cuda")[samples.to(DEVICE)].cpu(), features[samples])
     stack, rows, row_starts = dense.stack("tied", False, False, False)
     made = replace(stack, inputs=features, targets=None)

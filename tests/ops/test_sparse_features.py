@@ -22,7 +22,7 @@ def test_how_often_and_how_large() -> None:
     Of a share three more, as a uniform may be 0 too.
     """
     count = 100_000
-    x = SparseFeatures(2**32, PRESENCE, seed=3)[torch.arange(count) * 40_000]
+    x = SparseFeatures(2**31, PRESENCE, seed=3)[torch.arange(count) * 20_000]
     there = x > 0
     assert (
         (there.double().mean(0) - PRESENCE).abs() <= 4.5 * (PRESENCE * (1 - PRESENCE) / count).sqrt() + 3 / count
@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="probabilities must lie"):
         SparseFeatures(10, torch.tensor([0.5, 0.0]))
     with pytest.raises(ValueError, match="samples must lie"):
-        SparseFeatures(2**32 + 1, PRESENCE)
+        SparseFeatures(2**31 + 1, PRESENCE)
     with pytest.raises(ValueError, match="presence must be float32"):
         SparseFeatures(10, PRESENCE.double())
     layers = [DenseLayer(7, 2, 0), DenseLayer(2, 7, 0, transposed=True)]

@@ -13,6 +13,7 @@ import xarray as xr
 import patterning_fast as pf
 from patterning_fast.patterning import response as response_module
 from tests.patterning.chi import made_up_chi
+from tests.truth.linear_regression import linear_regression
 
 COUNT = 60
 
@@ -192,6 +193,31 @@ def test_between_solutions_data_simpler_for_the_favoured_gain_weight() -> None:
         pf.between_solutions(simple, other.isel(sample=slice(1, None)), "llc_contribution")
     with pytest.raises(ValueError, match=r"\['llc', 'llc_error'\] are missing"):
         pf.between_solutions(simple, other, "llc")
+
+
+def test_between_solutions_takes_contributions_as_they_are() -> None:
+    """Two solutions of the same data: the direction is that of the full component, or of the one named."""
+
+    def contributions(seed: int) -> xr.Dataset:
+        problem = linear_regression(seed, samples=20, width=3)  # far apart: not even their data are the same
+        model = problem.model()
+        mask = torch.tensor([[False, True, True]])
+        return pf.sample(
+            problem.posterior(model), pf.SGLD(1e-2), components={"some": pf.component(model, "some", {"weight": mask})},
+            chains=64, draws=60, burn_in=10, steps_between_draws=4, batch_size=100, progress=False,
+        ).contributions()  # fmt: skip
+
+    favoured, other = contributions(1), contributions(2)
+    for component in ("full", "some"):
+        one, two = (each.sel(component=component, drop=True) for each in (favoured, other))
+        expected = pf.between_solutions(one, two)
+        assert dict(expected.sizes) == {"sample": 20}
+        xr.testing.assert_identical(pf.between_solutions(favoured, other, component=component), expected)
+    xr.testing.assert_identical(
+        pf.between_solutions(favoured, other), pf.between_solutions(favoured, other, "contribution", "full")
+    )
+    with pytest.raises(ValueError, match=r"no estimates of component 'l0h0'; the datasets have \['some', 'full'\]"):
+        pf.between_solutions(favoured, other, component="l0h0")
 
 
 def test_a_plan_reports_what_it_will_do() -> None:

@@ -46,6 +46,22 @@ class LinearRegression:
         _, hessian, sigma = self.curvature(coordinates)
         return self.n_beta * 0.5 * float(torch.trace(hessian @ sigma))
 
+    def contribution(self, coordinates: list[int]) -> Tensor:
+        """dλ̂/dρ_j by covariances: β·½x_jᵀΣx_j − nβ·β·½x_jᵀΣHΣx_j, β = n_beta/n."""
+        x, hessian, sigma = self.curvature(coordinates)
+        inner = sigma - self.n_beta * sigma @ hessian @ sigma
+        return self.n_beta / len(x) * 0.5 * torch.einsum("ni,ij,nj->n", x, inner, x)
+
+    def weighted_llc(self, coordinates: list[int], weights: Tensor) -> float:
+        """λ̂_ρ = n_beta·(E_ρ[L_ρ] − L_ρ(w*)) of the continuous posterior, w* held where it is: Gaussian, off centre."""
+        x = self.x.double()[:, coordinates]
+        solution = self.model().weight.detach().double().T
+        residual = (self.x.double() @ solution - self.y.double()).flatten()
+        gradient, hessian = x.T @ (weights * residual) / len(x), x.T @ (weights[:, None] * x) / len(x)
+        sigma = torch.linalg.inv(self.n_beta * hessian + self.localization * torch.eye(len(coordinates)).double())
+        shift = -self.n_beta * sigma @ gradient
+        return self.n_beta * float(gradient @ shift + 0.5 * torch.trace(hessian @ (sigma + torch.outer(shift, shift))))
+
     def susceptibility(self, coordinates: list[int]) -> Tensor:
         x, hessian, sigma = self.curvature(coordinates)
         inner = sigma @ hessian @ sigma
@@ -77,6 +93,11 @@ class LinearRegression:
         memory = identity - self.lr / 2 * (self.n_beta * hessian + self.localization * identity)
         inner = memory @ sigma @ hessian @ sigma
         return -0.5 * (torch.einsum("ni,ij,nj->n", x, inner, x) - torch.trace(hessian @ inner))
+
+    def loss_correlation(self, coordinates: list[int]) -> Tensor:
+        kernel = self.loss_kernel(coordinates)
+        deviation = kernel.diagonal().sqrt()
+        return kernel / (deviation[:, None] * deviation)
 
     def loss_kernel(self, coordinates: list[int]) -> Tensor:
         x, _, sigma = self.curvature(coordinates)

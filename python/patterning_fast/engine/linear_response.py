@@ -145,7 +145,7 @@ def linear_response(
         | {"loss_samples": sample_count(posterior.data) if indices is None else len(indices)}
         | {"weighted": int(posterior.weights is not None), "device": str(device), "torch": torch.__version__}
         | {"patterning_fast": version("patterning_fast")}
-        | {"seconds": time.monotonic() - started, "sign": SIGN}
+        | {"seconds": time.monotonic() - started, "sign": SIGN["chi"]}
     )
 
 

@@ -116,6 +116,15 @@ class Comoments:
             self.observable_square[groups] / count[:, None, None],
         )
 
+    def of_observables(self) -> Comoments:
+        """The same totals without losses, for what is about observables alone; views, not copies."""
+        return replace(
+            self,
+            loss_shift=self.loss_shift[:0],
+            loss_sum=self.loss_sum[:, :0],
+            cross=self.cross[..., :0],
+        )
+
     def joined(self, groups: Tensor, number: int) -> Comoments:
         """Totals of `number` new groups, the sum of those that `groups` `[own groups]` deals to each; −1 for none."""
         kept = groups >= 0

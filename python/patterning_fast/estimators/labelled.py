@@ -20,7 +20,16 @@ Variable = tuple[str, np.ndarray, dict[str, str]]
 TARGET_R = 0.9
 """Correlation with the truth that `chains_for_r_0.9` is about."""
 
-SIGN = "chi > 0: up-weighting the token raises the posterior mean of phi = L(w) - L(w*)"
+SIGN = {
+    "llc": "mu, llc > 0: the mean loss over the posterior is above that at w*",
+    "contribution": "contribution > 0: up-weighting the datum raises llc",
+    "chi": "chi > 0: up-weighting the token raises the posterior mean of phi = L(w) - L(w*)",
+    "influence": "influence > 0: up-weighting the datum raises the posterior mean of phi = L(w) - L(w*)",
+    "kernel": "kernel, correlation > 0: the two losses rise and fall together; up-weighting one lowers the other",
+}
+"""What a positive value of each estimate means."""
+
+HEALTH = "whether the chains have mixed: r_hat and ess by component of diagnostics()"
 
 
 def labelled(

@@ -15,6 +15,7 @@ from torch import Tensor
 from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.estimators.comoments import Comoments, Means, pseudo_values, unbiased_covariance
 from patterning_fast.estimators.labelled import (
+    HEALTH,
     SIGN,
     chains_for_target,
     labelled,
@@ -64,17 +65,30 @@ class Statistics:
     @cached_property
     def grouped(self) -> Comoments:
         """Totals by independent group of chains; a group that has lost all its chains counts no draws."""
+        return self.by_groups(self.totals)
+
+    @cached_property
+    def observed(self) -> Comoments:
+        """`grouped` without losses: small, however many are tracked."""
+        return self.by_groups(self.totals.of_observables())
+
+    def said(self, result: xr.Dataset, sign: str) -> xr.Dataset:
+        """An estimate with how its sign is to be read, and where the health of its chains is."""
+        return result.assign_attrs(self.attrs, sign=SIGN[sign], health=HEALTH)
+
+    def by_groups(self, totals: Comoments) -> Comoments:
+        """Totals by bundle, joined to totals by group."""
         bundles = self.plan.bundles(self.units_per_bundle)
         groups = bundles.unique() // (self.plan.units // self.plan.groups // self.units_per_bundle)
         groups[bundles[self.traces.diverged].unique()] = -1
         unread = torch.full((1,), -1)  # the last totals are of diverged chains
-        groups = torch.cat((groups, unread)).to(self.totals.count.device)
-        return self.totals.joined(groups, self.plan.cells * self.plan.groups)
+        groups = torch.cat((groups, unread)).to(totals.count.device)
+        return totals.joined(groups, self.plan.cells * self.plan.groups)
 
     def groups(self, component: int) -> Tensor:
         """The groups of a component with healthy chains, int64; none where they are fewer than two."""
         start = (component * len(self.plan.settings) + self.setting) * self.plan.groups
-        alive = start + (self.grouped.count[start : start + self.plan.groups] > 0).nonzero().squeeze(1)
+        alive = start + (self.observed.count[start : start + self.plan.groups] > 0).nonzero().squeeze(1)
         return alive if len(alive) > 1 else alive[:0]
 
     def by_group(self, component: int, statistic: Callable[[Means], Tensor]) -> Tensor:
@@ -112,15 +126,44 @@ class Statistics:
             each = values(component) if len(alive) else torch.empty(0, *shape)
             found.append((alive % self.plan.groups, each))
         where = {at: (self.loss_dimension, each) for at, each in self.loss_coordinates.items()} if dims else {}
-        result = labelled(name, self.component_names, found, self.plan.groups, dims, where, long_name, units)
-        return result.assign_attrs(self.attrs)
+        return labelled(name, self.component_names, found, self.plan.groups, dims, where, long_name, units)
 
     def llc(self) -> xr.Dataset:
-        """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) by component (arXiv:2308.12108), and mu = E[φ] [nats]."""
-        mean = self.dataset("mu", lambda means: means.observable[0], (), "posterior mean of L(w) - L(w*)", "nats")
-        n_beta = self.attrs["n_beta"]
-        scaled = self.dataset("llc", lambda means: n_beta * means.observable[0], (), "local learning coefficient", "1")
-        return mean.merge(scaled)
+        """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) by component (arXiv:2308.12108), and mu = E[φ] [nats].
+
+        It reads no losses: its cost does not grow with those tracked.
+        """
+
+        def phi(component: int) -> Tensor:
+            return self.observed.means(self.groups(component)).observable[:, 0]
+
+        def scaled(component: int) -> Tensor:
+            return float(self.attrs["n_beta"]) * phi(component)
+
+        mean = self.labelled("mu", phi, (), (), "posterior mean of L(w) - L(w*)", "nats")
+        llc = self.labelled("llc", scaled, (), (), "local learning coefficient", "1")
+        return self.said(mean.merge(llc), "llc")
+
+    def contributions(self) -> xr.Dataset:
+        """What each datum adds to λ̂, dλ̂/dρ_j at ρ = 1 `[component, token or sample]`, beside what `llc()` gives.
+
+        λ̂_ρ = nβ(E_ρ[L_ρ] − L_ρ(w*)) with w* held, so dλ̂/dρ_j = β(E[l_j] − l_j(w*)) − nβ·β·Cov(L, l_j), β = nβ/n for
+        n samples or tokens (`docs/patterning.md`, Estimates). For a datum of a probe that is not in the data it is
+        what adding it does, at first order of its weight.
+
+        Raises ValueError for a weighted posterior, whose φ is not the loss that its chains feel.
+        """
+        if self.attrs["weighted"]:
+            raise ValueError("contributions are derivatives at weights of 1: sample the posterior without weights")
+        n_beta, items, dims = float(self.attrs["n_beta"]), int(self.attrs["items"]), (self.loss_dimension,)
+        found = self.dataset(
+            "contribution",
+            lambda means: contribution(means, n_beta, items),
+            dims,
+            "contribution to the local learning coefficient",
+            "1",
+        )
+        return self.said(found.merge(self.llc()), "contribution")
 
     def susceptibilities(self) -> xr.Dataset:
         """Susceptibilities `[component, token or sample]` in nats² (arXiv:2504.18274), in two parts and together.
@@ -145,7 +188,7 @@ class Statistics:
         ]
         tracked = self.totals.loss_shift.numel()
         dims = (self.loss_dimension,)
-        result = xr.Dataset(attrs=self.attrs)
+        result = xr.Dataset()
         for part in parts:
 
             def values(component: int, part: Part = part) -> Tensor:
@@ -158,8 +201,7 @@ class Statistics:
             result.update(reliabilities(part.name, part.long_name, reliable))
         healthy = [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
         result["chains_for_r_0.9"] = chains_for_target(result["chi_reliability"].values, np.array(healthy))
-        result.attrs["sign"] = SIGN
-        return result
+        return self.said(result, "chi")
 
     def paired(self, component: int, full: int) -> tuple[Means, Means]:
         """Means of a component's healthy groups, and of as many of the full component's, independent of each other."""
@@ -179,19 +221,26 @@ class Statistics:
     def influence(self) -> xr.Dataset:
         """Bayesian influence −Cov_C[l_z, φ_C] on L, `[component, token or sample]` in nats² (arXiv:2509.26544)."""
         dims = (self.loss_dimension,)
-        return self.dataset(
-            "influence", lambda means: -covariance(means)[0], dims, "influence -Cov[l_z, phi]", "nats^2"
-        )
+        name = "influence -Cov[l_z, phi]"
+        found = self.dataset("influence", lambda means: -covariance(means)[0], dims, name, "nats^2")
+        return self.said(found, "influence")
 
     def loss_kernel(self) -> xr.Dataset:
-        """Loss kernel Cov_C[l_i, l_j] of each component (arXiv:2509.26537) in nats².
+        """Loss kernel Cov_C[l_i, l_j] of each component (arXiv:2509.26537) in nats², and its `correlation`.
+
+        Correlations are jackknife estimates, which may lie outside [−1, 1] by their errors: nothing is clipped. That
+        of a loss that never moves is NaN.
 
         Raises ValueError unless `sample` was told to track it.
         """
         if not self.loss_kernel_tracked:
             raise ValueError("the loss kernel was not tracked: call sample(..., loss_kernel=True)")
         dims = (self.loss_dimension, f"other_{self.loss_dimension}")
-        return self.dataset("kernel", lambda means: covariance(means)[1:], dims, "loss kernel Cov[l_i, l_j]", "nats^2")
+        kernel = self.dataset(
+            "kernel", lambda means: covariance(means)[1:], dims, "loss kernel Cov[l_i, l_j]", "nats^2"
+        )
+        name = "correlation of losses under the posterior"
+        return self.said(kernel.merge(self.dataset("correlation", correlation, dims, name, "1")), "kernel")
 
     def diagnostics(self) -> xr.Dataset:
         """Health of the chains, by component and chain.
@@ -250,6 +299,18 @@ def chain_statistic(name: str, traces: np.ndarray) -> float:
 def covariance(means: Means) -> Tensor:
     """Cov[φ, l], `[observables, losses]`."""
     return means.cross - means.observable[:, None] * means.loss
+
+
+def correlation(means: Means) -> Tensor:
+    """Corr[l_i, l_j], `[losses, losses]`, where every loss is an observable too."""
+    kernel = covariance(means)[1:]
+    deviation = kernel.diagonal().sqrt()
+    return kernel / (deviation[:, None] * deviation)
+
+
+def contribution(means: Means, n_beta: float, items: int) -> Tensor:
+    """dλ̂/dρ_j = β(E[l_j] − l_j(w*)) − nβ·β·Cov[φ, l_j] with β = nβ/n; sums are about the losses at w*."""
+    return n_beta / items * (means.loss - n_beta * covariance(means)[0])
 
 
 def variance(means: Means) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from patterning_fast.ops.reference.sparse_features import sparse_features
 
-MOST_SAMPLES = 2**32
+MOST_SAMPLES = 2**31
+"""More would not fit where words choose samples: 32 bits of a word, and 31 of a number of samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +19,7 @@ class SparseFeatures:
 
     Indexed like a tensor's first dimension; sample s is a function of (seed, s) alone, and takes no memory until it is
     asked for: kernels of dense layers make their minibatches on the spot.
-    Raises ValueError for probabilities outside (0, 1], or not from 1 to 2³² samples.
+    Raises ValueError for probabilities outside (0, 1], or not from 1 to 2³¹ samples.
     """
 
     samples: int
@@ -28,7 +29,7 @@ class SparseFeatures:
 
     def __post_init__(self) -> None:
         if not 1 <= self.samples <= MOST_SAMPLES:
-            raise ValueError(f"samples must lie between 1 and 2**32, got {self.samples}")
+            raise ValueError(f"samples must lie between 1 and 2**31, got {self.samples}")
         if self.presence.dim() != 1 or self.presence.dtype != torch.float32 or not self.presence.numel():
             raise ValueError(
                 f"presence must be float32 [features], got {self.presence.dtype} {list(self.presence.shape)}"

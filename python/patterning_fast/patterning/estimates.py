@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import xarray as xr
 
+from patterning_fast.estimators.aggregation import error_of_means, means_by_unit
 from patterning_fast.patterning.response import blocks
 
 ROUNDING = float(np.finfo(np.float32).eps)
@@ -69,8 +70,9 @@ class Estimates:
 
 
 def by_datum(chi: xr.Dataset) -> Estimates:
-    """The estimates as they are, each datum with a weight of its own."""
-    return Estimates(chi["chi"].values, chi["chi_error"], chi["chi_group"], np.ones(chi["chi"].shape[1]))
+    """The estimates as they are, each datum, or group that `aggregate` made, with a weight of its own."""
+    counts = chi["count"].values.astype(np.float64) if "count" in chi.coords else np.ones(chi["chi"].shape[1])
+    return Estimates(chi["chi"].values, chi["chi_error"], chi["chi_group"], counts)
 
 
 def by_unit(chi: xr.Dataset, unit: str) -> tuple[Estimates, np.ndarray]:
@@ -85,17 +87,9 @@ def by_unit(chi: xr.Dataset, unit: str) -> tuple[Estimates, np.ndarray]:
             f"unit {unit!r} is no coordinate of the data of χ, which has {known}; add it with "
             f"chi.assign_coords({unit}=({dimension!r}, ids))"
         )
-    units, codes, counts = np.unique(chi[unit].values, return_inverse=True, return_counts=True)
+    _, codes, counts = np.unique(chi[unit].values, return_inverse=True, return_counts=True)
 
-    def means(variable: xr.DataArray) -> np.ndarray:
-        """`[..., data]` to `[..., units]`, a row at a time."""
-        result = np.empty((*variable.shape[:-1], len(units)))
-        for index in np.ndindex(*variable.shape[:-1]):
-            result[index] = np.bincount(codes, variable[index].values, minlength=len(units)) / counts
-        return result
-
-    group = means(chi["chi_group"])
-    healthy = np.isfinite(group).sum(1)
-    error = np.nanstd(group, axis=1, ddof=1) / np.sqrt(healthy)
+    group = means_by_unit(chi["chi_group"].values, codes, counts)
+    error = error_of_means(group)
     arrays = (xr.DataArray(error, dims=("component", unit)), xr.DataArray(group, dims=("component", "group", unit)))
-    return Estimates(means(chi["chi"]), *arrays, counts.astype(np.float64)), codes
+    return Estimates(means_by_unit(chi["chi"].values, codes, counts), *arrays, counts.astype(np.float64)), codes

@@ -13,6 +13,7 @@ import xarray as xr
 from patterning_fast.patterning.modes import Mode
 from patterning_fast.patterning.regularization import Spectrum
 from patterning_fast.patterning.response import Response, response_of
+from patterning_fast.posterior.components import FULL
 
 Objective = Callable[[xr.DataArray], float]
 Target = Mapping[str, float] | Mode | xr.DataArray | Objective
@@ -128,24 +129,24 @@ def towards_minimum(
     return Aim(response, spectrum.rows, amounts[spectrum.kept], radius * (moves @ solved.x))
 
 
-def between_solutions(favoured: xr.Dataset, other: xr.Dataset, variable: str) -> xr.DataArray:
-    """The direction over data that favours one solution's weights over another's, as a target of `invert`.
+def between_solutions(
+    favoured: xr.Dataset, other: xr.Dataset, variable: str = "contribution", component: str = FULL
+) -> xr.DataArray:
+    """The direction over data that favours one solution over another, as a target of `invert`.
 
-    Weights ρ change a solution's learning coefficient to Σ ρ·λ̂_z/n, with λ̂_z what datum z contributes, so data that
-    are simpler for the favoured solution, λ̂_z(other) − λ̂_z(favoured) > 0, gain weight (arXiv:2601.13548). Each
-    difference is shrunk by its error: d·τ²/(τ² + error²), with τ² the variance of the true differences.
+    To first order weights ρ change a solution's learning coefficient by Σ(ρ_z − 1)·c_z, with c_z what datum z
+    contributes, so data that are simpler for the favoured solution, c_z(other) − c_z(favoured) > 0, gain weight
+    (arXiv:2601.13548). Each difference is shrunk by its error: d·τ²/(τ² + error²), with τ² the variance of the true
+    differences.
 
     Args:
-        favoured, other: `variable` over the same data, with its standard error as `VARIABLE_error`.
+        favoured, other: what `contributions()` returns of each solution, over the same data; or any `variable` with
+            its standard error as `VARIABLE_error`.
+        component: whose estimates to take where they are of several.
 
     Raises ValueError for data that differ, missing values, and differences that their errors do not tell from none.
     """
-    for each in (favoured, other):
-        missing = sorted({variable, f"{variable}_error"} - {str(name) for name in each.data_vars})
-        if missing:
-            raise ValueError(f"{missing} are missing; the datasets have {sorted(map(str, each.data_vars))}")
-        if each[variable].ndim != 1 or not np.isfinite(each[variable]).all():
-            raise ValueError(f"{variable} must have one finite value for each datum, got shape {each[variable].shape}")
+    favoured, other = (of_component(each, variable, component) for each in (favoured, other))
     check_same_data(favoured[variable], other[variable], "the two solutions")
     difference = other[variable] - favoured[variable]
     difference = difference - difference.mean()
@@ -161,13 +162,29 @@ def between_solutions(favoured: xr.Dataset, other: xr.Dataset, variable: str) ->
     return difference * spread / (spread + noise)
 
 
+def of_component(estimates: xr.Dataset, variable: str, component: str) -> xr.Dataset:
+    """A variable and its error, of one component; raises ValueError unless each datum has one finite value."""
+    missing = sorted({variable, f"{variable}_error"} - {str(name) for name in estimates.data_vars})
+    if missing:
+        raise ValueError(f"{missing} are missing; the datasets have {sorted(map(str, estimates.data_vars))}")
+    found = estimates[[variable, f"{variable}_error"]]
+    if "component" in found.dims:
+        known = found["component"].values.tolist()
+        if component not in known:
+            raise ValueError(f"there are no estimates of component {component!r}; the datasets have {known}")
+        found = found.sel(component=component, drop=True)
+    if found[variable].ndim != 1 or not np.isfinite(found[variable]).all():
+        raise ValueError(f"{variable} must have one finite value for each datum, got shape {found[variable].shape}")
+    return found
+
+
 def check_same_data(one: xr.DataArray, other: xr.DataArray, what: str) -> None:
     """Raise ValueError unless the last dimension of both is over the same data."""
     dimension = one.dims[-1]
     same = other.dims[-1] == dimension and one.shape[-1] == other.shape[-1]
     same = same and all(
         np.array_equal(one[name].values, other[name].values)
-        for name in ("probe", "sample", "position")
+        for name in dict.fromkeys(("probe", "sample", "position", dimension))
         if name in one.coords and name in other.coords
     )
     if not same:
