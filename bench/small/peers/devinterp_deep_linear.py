@@ -1,4 +1,4 @@
-"""devinterp 2.0.1 on deep linear networks of given widths: seconds of a chain-step of its SGLD optimizer, for each.
+"""devinterp 2.0.1 on deep linear networks of given widths: seconds of a chain-step of an optimizer of its, for each.
 
 Its sampler is for language models alone: what it would add to these steps (losses at draws, statistics) is left out.
 """
@@ -18,12 +18,12 @@ STEPS, REPEATS = 50, 3
 SAMPLES = 1000
 
 
-def seconds_of_step(widths: list[int], batch_size: int) -> float:
+def seconds_of_step(method: str, widths: list[int], batch_size: int) -> float:
     """The best of several repeats."""
     network = nn.Sequential(*[nn.Linear(*each, bias=False) for each in pairwise(widths)])
     x = torch.randn(SAMPLES, widths[0])
     y = network(x).detach()
-    optimizer = SGMCMC.sgld(network.parameters(), lr=1e-9, localization=1.0, nbeta=10.0)
+    optimizer = SGMCMC.get_method(method)(network.parameters(), lr=1e-9, localization=1.0, nbeta=10.0)
     took = []
     for _ in range(REPEATS):
         started = time.perf_counter()
@@ -39,4 +39,4 @@ def seconds_of_step(widths: list[int], batch_size: int) -> float:
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(1)  # suits it best: two processes fill two cores
-    print(json.dumps([seconds_of_step(each, asked["batch_size"]) for each in asked["widths"]]))
+    print(json.dumps([seconds_of_step(asked["method"], each, asked["batch_size"]) for each in asked["widths"]]))
