@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/aligned.h"
 #include "core/exp.h"
 #include "core/lanes.h"
 #include "core/matrix_product.h"
@@ -64,7 +65,7 @@ class Table {
 
  private:
   int64_t in_, width_;
-  std::vector<float> rows_;
+  AlignedVector<float> rows_;
 };
 
 // All samples in blocks of `batch` whose losses are made together: units of the first layer, and what the last should
@@ -100,7 +101,7 @@ class Blocks {
  private:
   const DenseStack& stack_;
   int64_t columns_, count_;
-  std::vector<float> units_, targets_;
+  AlignedVector<float> units_, targets_;
 };
 
 // Units of a layer are rows of length columns_, one column a sample, and after the last unit a row of ones: what a bias
@@ -122,15 +123,15 @@ class Model {
       std::fill_n(units_.back().begin() + width * columns_, columns_, 1.0f);
       before_.emplace_back(at && stack.layers[at - 1].activation == Activation::gelu ? size_t(width * columns_) : 0);
     }
-    for (std::vector<float>* each : {&slope_, &slope_below_}) each->resize(size_t(padded(widest + 1) * columns_));
+    for (AlignedVector<float>* each : {&slope_, &slope_below_}) each->resize(size_t(padded(widest + 1) * columns_));
     turned_.resize(size_t(columns_ * padded(widest + 1)));
     product_.resize(size_t(most + padded(widest + 1)));
     targets_.resize(size_t(outputs(stack) * columns_));
     rho_.resize(size_t(columns_));
     if (keeps_slopes) {
       for (int64_t at = 0; at < stack.depth; ++at) slopes_.emplace_back(slope_.size());
-      for (std::vector<float>* each : {&left_, &right_}) each->resize(slope_.size());
-      for (std::vector<float>* each : {&squares_, &row_squares_}) each->resize(size_t(stack.params));
+      for (AlignedVector<float>* each : {&left_, &right_}) each->resize(slope_.size());
+      for (AlignedVector<float>* each : {&squares_, &row_squares_}) each->resize(size_t(stack.params));
     }
     samples_.resize(size_t(std::max(columns_, round_up(batch, kBlock))));
     first_units_ = units_[0].data(), shown_ = has_targets(stack) ? targets_.data() : first_units_;
@@ -273,10 +274,10 @@ class Model {
  private:
   const DenseStack& stack_;
   int64_t batch_, columns_;
-  std::vector<std::vector<float>> units_, before_;  // of every layer: its inputs; what its activation was given
-  std::vector<std::vector<float>> slopes_;          // and those of what it puts out before the activation, where kept
-  std::vector<float> left_, right_, squares_, row_squares_;
-  std::vector<float> full_, grads_, slope_, slope_below_, turned_, product_, targets_, rho_;
+  std::vector<AlignedVector<float>> units_, before_;  // of every layer: its inputs; what its activation was given
+  std::vector<AlignedVector<float>> slopes_;          // and those of what it puts out before the activation, where kept
+  AlignedVector<float> left_, right_, squares_, row_squares_;
+  AlignedVector<float> full_, grads_, slope_, slope_below_, turned_, product_, targets_, rho_;
   std::vector<int64_t> samples_;
   Gathered inputs_{};         // the samples taken, where they are rows of a table
   const float* first_units_;  // those of the first layer
@@ -403,7 +404,7 @@ class Model {
     const DenseLayer &layer = stack_.layers[at], &second = stack_.layers[other];
     const auto of = [&](int64_t layer_at, bool units) { return units ? units_[size_t(layer_at)].data() : slopes_[size_t(layer_at)].data(); };
     const int64_t rows = layer.transposed ? layer.in : layer.out, columns = layer.transposed ? layer.out : layer.in;
-    const auto products = [&](const float* a, const float* b, int64_t count, std::vector<float>& to) {
+    const auto products = [&](const float* a, const float* b, int64_t count, AlignedVector<float>& to) {
       for (int64_t i = 0; i < count * columns_; ++i) to[size_t(i)] = a[i] * b[i];
     };
     products(of(at, layer.transposed), of(other, second.transposed), rows, left_);
@@ -460,7 +461,7 @@ class Moments {
   const DenseStack& stack_;
   const Table& table_;
   int64_t batch_, units_;
-  std::vector<float> scaled_, means_;
+  AlignedVector<float> scaled_, means_;
 };
 
 void choose(int64_t* samples, int64_t batch, int64_t of, uint64_t seed, uint64_t replica, uint64_t step) {
@@ -610,7 +611,7 @@ class Drawer {
   const DenseDraws& op_;
   Stepper stepper_;
   Evaluator evaluator_;
-  std::vector<float> losses_, observables_;
+  AlignedVector<float> losses_, observables_;
 
   static double squared_distance(const float* row, const float* center, int64_t length) {
     double sum = 0.0;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import xarray as xr
 
 from patterning_fast.posterior.weights import one_probe, shown
@@ -75,7 +74,7 @@ def labels_of(estimates: xr.Dataset, dimension: str, groups: np.ndarray) -> np.n
     if list(groups.shape) not in (sizes[:1], sizes):
         expected = " or ".join(str(each) for each in ([sizes[:1], sizes] if len(sizes) > 1 else [sizes]))
         raise ValueError(f"groups of shape {list(groups.shape)} do not fit the data of the estimates: want {expected}")
-    missing = pd.isna(groups)
+    missing = np.vectorize(lambda each: each is None or each != each, otypes=[bool])(groups)  # NaN is not itself
     if missing.any():
         raise ValueError(f"{int(missing.sum())} groups have no name, the first at {np.argwhere(missing)[0].tolist()}")
     labels = groups[tuple(places[: groups.ndim])]
