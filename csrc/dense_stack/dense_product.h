@@ -83,9 +83,8 @@ PF_INLINE void small_tile(L left, int64_t depth, R right, const float* bias, flo
     }
 }
 
-template <int rows, int parts, class L, class R>
+template <int rows, int vectors, int parts, class L, class R>
 void small_rows(L left, int64_t depth, R right, int64_t columns, const float* bias, float* to, int64_t to_stride) {
-  constexpr int vectors = parts > 1 ? 1 : rows <= 3 ? 4 : 2;
   int64_t j = 0;
   for (; j + vectors * kTileLanes <= columns; j += vectors * kTileLanes)
     small_tile<rows, vectors, parts>(left, depth, right.from_column(j), bias, to + j, to_stride);
@@ -93,23 +92,33 @@ void small_rows(L left, int64_t depth, R right, int64_t columns, const float* bi
     small_tile<rows, 1, parts>(left, depth, right.from_column(j), bias, to + j, to_stride);
 }
 
+template <int rows_, int vectors_, int parts_>
+struct Tile {
+  static constexpr int rows = rows_, vectors = vectors_, parts = parts_;
+};
+
 // to[i * to_stride + j] = bias[i] + sum over k < depth of left(i, k) right(k, j) for i < rows and j < columns, of which
 // there are a multiple of kTileLanes. No bias: 0. `parts` is 4 for long sums: those of up to 3 rows are made so.
 template <int parts, class L, class R>
 void small_product(L left, int64_t rows, int64_t depth, R right, int64_t columns, const float* bias, float* to,
                    int64_t to_stride) {
-  constexpr int64_t kMost = 6;
-  for (int64_t i = 0; i < rows; i += kMost) {
+  constexpr int few = parts > 1 ? 1 : 4;  // vectors of up to 3 rows
+  const bool threes = columns == 3 * kTileLanes;
+  const int64_t most = threes ? 4 : 6;  // tiles of a dozen sums, whatever their shape
+  for (int64_t i = 0; i < rows; i += most) {
     const L own = left.from_row(i);
     const float* const own_bias = bias ? bias + i : nullptr;
     float* const own_to = to + i * to_stride;
-    switch (std::min(kMost, rows - i)) {
-      case 1: small_rows<1, parts>(own, depth, right, columns, own_bias, own_to, to_stride); break;
-      case 2: small_rows<2, parts>(own, depth, right, columns, own_bias, own_to, to_stride); break;
-      case 3: small_rows<3, parts>(own, depth, right, columns, own_bias, own_to, to_stride); break;
-      case 4: small_rows<4, 1>(own, depth, right, columns, own_bias, own_to, to_stride); break;
-      case 5: small_rows<5, 1>(own, depth, right, columns, own_bias, own_to, to_stride); break;
-      default: small_rows<6, 1>(own, depth, right, columns, own_bias, own_to, to_stride); break;
+    const auto make = [&](auto tile) {
+      small_rows<tile.rows, tile.vectors, tile.parts>(own, depth, right, columns, own_bias, own_to, to_stride);
+    };
+    switch (std::min(most, rows - i)) {
+      case 1: make(Tile<1, few, parts>{}); break;
+      case 2: make(Tile<2, few, parts>{}); break;
+      case 3: threes ? make(Tile<3, 3, 1>{}) : make(Tile<3, few, parts>{}); break;
+      case 4: threes ? make(Tile<4, 3, 1>{}) : make(Tile<4, 2, 1>{}); break;
+      case 5: make(Tile<5, 2, 1>{}); break;
+      default: make(Tile<6, 2, 1>{}); break;
     }
   }
 }
