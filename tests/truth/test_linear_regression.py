@@ -85,8 +85,9 @@ def test_estimates_meet_their_closed_forms(name: str, simulated: tuple[LinearReg
     z = (value - truth) / error
     # Normal errors from 2048 groups; at most 200 of them, which are far from independent.
     assert float(z.abs().max()) < 5.0
-    # Those of contributions, whose two terms all but cancel, are 7 %; of the others below 5 %.
-    assert float(error.mean()) < 0.08 * float(truth.abs().mean())
+    # Those of contributions, whose two terms all but cancel, are 7 %.
+    most = 0.08 if name == "contribution" else 0.05
+    assert float(error.mean()) < most * float(truth.abs().mean())
 
 
 @pytest.mark.parametrize("name", STATISTICS)
