@@ -1,4 +1,4 @@
-"""The command line: `patterning-fast demo` and `patterning-fast doctor`."""
+"""The command line: `patterning-fast demo`, `run`, `results` and `doctor`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,34 @@ def main(arguments: list[str] | None = None) -> int:
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
     demo.add_argument("--quick", action="store_true", help="every step at toy size: shows that it runs, proves nothing")
     demo.add_argument("--seed", type=int, default=0, help="of weights, minibatches and noise (default: 0)")
+    run = commands.add_parser("run", help="a recipe from its file; run again after an interruption, it goes on")
+    run.add_argument("recipe", type=Path, help="a recipe's TOML file, such as recipes/induction.toml")
+    run.add_argument("--out", type=Path, help="folder for the results (default: results/NAME)")
+    run.add_argument("--quick", action="store_true", help="every step at toy size: shows that it runs, proves nothing")
+    results = commands.add_parser("results", help="a page of Markdown from the results of recipes")
+    results.add_argument("folders", type=Path, nargs="+", help="folders that recipes were run into")
+    results.add_argument("--out", type=Path, default=Path("results.md"), help="above the folders (default: results.md)")
     commands.add_parser("doctor", help="versions, what is built, and what each op will run on")
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "doctor":
             print(doctor())
+        elif chosen.command == "run":
+            from patterning_fast.recipes import recipe
+
+            print(recipe.run(chosen.recipe, chosen.out, chosen.quick))
+        elif chosen.command == "results":
+            from patterning_fast.recipes.findings import results_page
+
+            chosen.out.write_text(results_page(chosen.folders, chosen.out.parent), encoding="utf-8")
         else:
             from patterning_fast.recipes import induction
 
-            recipe = induction.QUICK if chosen.quick else induction.DEMO
-            print(induction.run(recipe, chosen.out, chosen.seed))
+            sizes = induction.QUICK if chosen.quick else induction.DEMO
+            print(induction.run(sizes, chosen.out, chosen.seed))
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        parts = "; the same command goes on from the parts that are done" if chosen.command == "run" else ""
+        print(f"interrupted: nothing was written{parts}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         print(f"error: {error}", file=sys.stderr)

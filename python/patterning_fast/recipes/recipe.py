@@ -1,0 +1,109 @@
+"""Run a recipe: a TOML file that names a module and its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from patterning_fast.recipes.findings import summary, write
+from patterning_fast.recipes.pieces import Pieces
+from patterning_fast.report.output import output_folder
+
+MODULES = ("induction", "parentheses", "superposition", "smollm")
+EXPECTED_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's module and the settings to run it with."""
+
+    module: ModuleType
+    settings: Any
+    """The module's own `Settings`, a dataclass whose fields all have defaults."""
+    did_not_work: list[str]
+
+
+def read_recipe(path: Path, quick: bool) -> Recipe:
+    """The recipe in a TOML file, with the settings of its table `quick` where those are wanted.
+
+    Raises OSError where there is no such file, ValueError where it is not a recipe, or names settings that its module
+    does not have or values of another type.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from error
+    unknown = sorted(content.keys() - {"recipe", "settings", "quick", "did_not_work"})
+    if unknown or content.get("recipe") not in MODULES:
+        raise ValueError(
+            f"{path} is not a recipe: it needs recipe = one of {', '.join(MODULES)}, and may have tables [settings] "
+            "and [quick] and a list did_not_work; "
+            + (f"it also has {', '.join(unknown)}" if unknown else f"it has recipe = {content.get('recipe')!r}")
+        )
+    module = import_module(f"patterning_fast.recipes.{content['recipe']}")
+    given = content.get("settings", {}) | (content.get("quick", {}) if quick else {})
+    return Recipe(module, settings(path, module.Settings, given), content.get("did_not_work", []))
+
+
+def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
+    """The settings of a recipe, each checked for its type; lists become tuples."""
+    known = typing.get_type_hints(kind)
+    values = {}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(f"{path}: there is no setting {name!r}; there are {', '.join(known)}")
+        wanted = typing.get_origin(known[name]) or known[name]
+        made = tuple(value) if wanted is tuple and isinstance(value, list) else value
+        made = float(made) if wanted is float and type(made) is int else made
+        if type(made) is not wanted:
+            raise ValueError(f"{path}: {name} must be a {wanted.__name__}, got {value!r}")
+        values[name] = made
+    return kind(**values)
+
+
+def run(path: Path, out: Path | None, quick: bool) -> str:
+    """Run the recipe of a file into the folder `out` and return a summary for the terminal.
+
+    Parts that are done are kept in a folder `OUT.parts` until the end: the same command goes on from them.
+
+    Raises what `read_recipe` raises, OSError where `out` cannot be written, ValueError where it holds parts of a run
+    with other settings, and what the recipe raises.
+    """
+    recipe = read_recipe(path, quick)
+    out = out or Path("results") / (path.stem + ("-quick" if quick else ""))
+    code = hashlib.sha256(inspect.getsource(recipe.module).encode()).hexdigest()[:16]
+    made = {"settings": asdict(recipe.settings), "patterning_fast": version("patterning_fast"), "code": code}
+    with (
+        output_folder(out, EXPECTED_BYTES) as folder,
+        Pieces(out.absolute().with_name(f"{out.name}.parts"), made) as pieces,
+    ):
+        found = recipe.module.run(recipe.settings, pieces)
+        made |= {
+            "command": f"patterning-fast run {path.as_posix()}" + (" --quick" if quick else ""),
+            "did_not_work": recipe.did_not_work,
+            "machine": {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+            "seconds": {"all": pieces.time_spent(), **pieces.seconds},
+        }
+        write(folder, found, made)
+        pieces.remove()
+    return summary(found) + f"\n\nreport: {out / 'report.html'}"
+
+
+def processor() -> str:
+    """The name of this machine's processor, as far as it says."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
