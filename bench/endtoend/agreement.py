@@ -61,7 +61,7 @@ def of_devinterp(runs: list[Run], workload: Workload, burn_in: int = 0) -> Estim
             cross=torch.einsum("cd,cdt->ct", phi, shifted)[:, None] / phi.shape[1],
             square=phi.square().mean(1)[:, None, None],
         )
-        chi[name] = pseudo_values(particular, means).numpy()
+        chi[name] = pseudo_values(lambda means: particular(means, 0), means).numpy()
         llc[name] = workload.n_beta * phi.mean(1).numpy()
     return Estimates(chi, llc)
 

@@ -39,7 +39,7 @@ def statistics_of(losses: Tensor, phi: Tensor) -> Statistics:
     coordinates = {"probe": np.full(tracked, "p"), "sample": np.arange(tracked), "position": np.zeros(tracked)}
     return Statistics(
         plan=plan, setting=0, totals=totals, units_per_bundle=1, traces=traces, evaluated=["whole model"] * components,
-        loss_dimension="token", loss_coordinates=coordinates, loss_kernel_tracked=False,
+        loss_dimension="token", loss_coordinates=coordinates, observables=[], loss_kernel_tracked=False,
         attrs={"lr": 1e-3, "n_beta": 10.0, "localization": 1.0, "batch_size": 4},
     )  # fmt: skip
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import patterning_fast as pf
 from patterning_fast.estimators.comoments import Comoments, Means, mean_and_error, pseudo_values
-from patterning_fast.estimators.statistics import contribution, correlation, covariance, variance
+from patterning_fast.estimators.statistics import contribution, correlation, covariance, particular
 from tests.truth.linear_regression import LinearRegression, linear_regression
 
 FULL = [0, 1, 2, 3, 4, 5]
@@ -56,7 +56,7 @@ STATISTICS: dict[str, tuple[Callable[[Means], Tensor], Callable[[LinearRegressio
         lambda problem, coordinates: problem.contribution(coordinates),
     ),
     "susceptibility": (
-        lambda means: variance(means) - covariance(means)[0],
+        lambda means: particular(means, 0),
         lambda problem, coordinates: problem.susceptibility(coordinates),
     ),
     "loss kernel": (
@@ -64,7 +64,7 @@ STATISTICS: dict[str, tuple[Callable[[Means], Tensor], Callable[[LinearRegressio
         lambda problem, coordinates: problem.loss_kernel(coordinates)[:5],
     ),
     "loss correlation": (
-        lambda means: correlation(means)[:5, 5:],
+        lambda means: correlation(covariance(means)[1:])[:5, 5:],
         lambda problem, coordinates: problem.loss_correlation(coordinates)[:5, 5:],
     ),
 }

@@ -76,7 +76,9 @@ def calibrate(
         chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches=False, antithetic=False,
         groups=None, loss_kernel=False, recording_bytes=2**28, precision="float32", tile=tile, seed=seed,
     )  # fmt: skip
-    runs = sample_settings(posterior, sampler, settings, components, probes, loss_samples, options, Keeping(), progress)
+    runs = sample_settings(
+        posterior, sampler, settings, components, probes, None, loss_samples, options, Keeping(), progress
+    )
     found = [findings(run) for run in runs]
     shape = tuple(len(values) for values in axes.values())
     grid = xr.Dataset(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,16 +22,22 @@ Identity = dict[str, Any]
 
 
 def run_identity(
-    posterior: LocalPosterior, plan: ChainPlan, sets: list[EvaluationSet], configuration: Mapping[str, Any]
+    posterior: LocalPosterior,
+    plan: ChainPlan,
+    sets: list[EvaluationSet],
+    observables: Mapping[str, Callable[..., Any]],
+    configuration: Mapping[str, Any],
 ) -> Identity:
     """What tells a run from others: configuration, and hashes of model, data, weights, components and probes.
 
-    The code of model and loss is known by name alone: a body that changed under the same name is not noticed.
+    The code of model, loss and observables is known by name alone: a body that changed under the same name is not
+    noticed.
     """
     tensors = [*posterior.model.named_parameters(), *posterior.model.named_buffers()]
     identity = {
         "configuration": dict(configuration),
         "code": {"model": code_name(posterior.model), "loss": code_name(posterior.loss)},
+        "observables": {name: code_name(each) for name, each in observables.items()},
         "model": {name: digest(tensor) for name, tensor in tensors},
         "data": digests(posterior.data),
         "weights": None if posterior.weights is None else digest(posterior.weights),

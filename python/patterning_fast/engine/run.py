@@ -15,10 +15,12 @@ from patterning_fast.engine.ensemble import Ensemble
 from patterning_fast.engine.evaluation import EvaluationSet, losses_at_center
 from patterning_fast.engine.native_ensemble import NativeEnsemble
 from patterning_fast.engine.recording import Runners
+from patterning_fast.engine.suffix import WholeModel
 from patterning_fast.engine.torch_ensemble import TorchEnsemble
 from patterning_fast.engine.trace_store import TraceStore
 from patterning_fast.engine.workers import Workers
 from patterning_fast.estimators.comoments import Comoments
+from patterning_fast.posterior.observables import Observable
 from patterning_fast.samplers.langevin import Sampler
 from patterning_fast.samplers.sgld import SGLD
 
@@ -100,11 +102,19 @@ class TorchRun(Run):
     """A draw at a time, evaluated block by block."""
 
     ensemble: TorchEnsemble
+    functions: list[Observable]
+    """The user's observables."""
+    whole: list[WholeModel] = field(init=False)
+    """By component: what those are functions of."""
     observables: Tensor = field(init=False)
+    """Of a block of rows as evaluated last: φ, the user's, and the losses where their kernel is tracked."""
 
     def __post_init__(self) -> None:
         rows, observables = len(self.ensemble.losses), self.totals.observable_shift.numel()
         self.observables = self.ensemble.reference.new_empty(rows, observables)
+        traces, plan = self.ensemble.traces, self.ensemble.plan
+        traces.observables = torch.full((plan.rows, len(self.functions), self.ensemble.options.draws), math.nan)
+        self.whole = [WholeModel(component) for component in plan.components]
 
     @property
     def draws_at_once(self) -> int:
@@ -116,14 +126,18 @@ class TorchRun(Run):
         moving.traces.distance[:, first] = moving.bank.distances().cpu()
         for block in moving.blocks():
             moving.evaluate(pool, block, moving.options.precision, self.observe)
+            self.call_functions(pool, block)
             now, rows = slice(0, len(block)), slice(block.start, block.stop)
             phi = self.observables[now, 0].double().cpu()
-            sound = torch.isfinite(moving.losses[now].sum(1)).cpu() & (phi.abs() <= self.limit)
+            own = self.observables[now, 1 : 1 + len(self.functions)]
+            finite = torch.isfinite(moving.losses[now].sum(1) + own.sum(1)).cpu()
+            sound = finite & (phi.abs() <= self.limit)
             new = ~sound & ~moving.traces.diverged[rows]
             self.freeze((new.nonzero().squeeze(1) + block.start).tolist(), first)
             lost = moving.traces.diverged[rows]
             moving.losses[now][lost.to(moving.losses.device)] = math.nan
             moving.traces.phi[rows, first] = phi.masked_fill(lost, math.nan)
+            moving.traces.observables[rows, :, first] = own.cpu().masked_fill(lost[:, None], math.nan)
             losses = moving.losses[now, :tracked]
             if self.store:
                 self.store.add(
@@ -137,7 +151,22 @@ class TorchRun(Run):
         """Write the observables of losses just evaluated."""
         shift = self.ensemble.losses[here] - self.ensemble.reference
         self.observables[here, 0] = shift[:, self.loss_set.columns].double().mean(1).float()
-        self.observables[here, 1:] = shift[:, : self.observables.shape[1] - 1]
+        losses = 1 + len(self.functions)
+        self.observables[here, losses:] = shift[:, : self.observables.shape[1] - losses]
+
+    def call_functions(self, pool: Workers[Runners], block: range) -> None:
+        """Write the user's observables of some rows, each from the whole model with that row's parameters."""
+        moving, chains_of_component = self.ensemble, len(self.ensemble.plan.settings) * self.ensemble.plan.chains
+
+        def call(runners: Runners, row: int) -> None:
+            runner = runners[self.whole[row // chains_of_component]]
+            moved = {name: leaf[0] for name, leaf in moving.bank.leaves(slice(row, row + 1)).items()}
+            with torch.no_grad():
+                for column, function in enumerate(self.functions, 1):
+                    self.observables[row - block.start, column] = runner.run(function, moved, {})
+
+        if self.functions:
+            pool.each(call, [row for row in block if not moving.traces.diverged[row]])
 
     def rounding(self, pool: Workers[Runners], block: range) -> Tensor:
         """Root mean square error of l − l(w*) as evaluated, over that of l − l(w*) in float32, `[rows]`."""

@@ -37,6 +37,7 @@ from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.dense import NotDense
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Data
+from patterning_fast.posterior.observables import Observable, values_at_center
 from patterning_fast.samplers.langevin import Sampler
 
 TOTALS_BYTES = 256 * 2**20
@@ -49,6 +50,7 @@ def sample(
     *,
     components: Mapping[str, Component] | None = None,
     probes: Mapping[str, Data] | None = None,
+    observables: Mapping[str, Observable] | None = None,
     chains: int = 8,
     draws: int = 100,
     burn_in: int = 0,
@@ -78,6 +80,9 @@ def sample(
         posterior: what to sample. sampler: how: `SGLD(lr=1e-3)`, `RMSPropSGLD`, `SGHMC` or `SGNHT`.
         components: name to component, e.g. `attention_heads(model)`; "full" is always added.
         probes: name to samples whose losses are tracked; None tracks the posterior's data.
+        observables: name to a function of the model that returns a number (a 0-d tensor): a score of an attention
+            pattern, a difference of logits. Each is called once a chain and draw, on the whole model without
+            gradients, in float32; `susceptibilities(observable=name)` and others then speak of it.
         chains: chains per component, all starting at w*.
         draws: draws per chain after `burn_in` draws are thrown away, `steps_between_draws` steps apart.
         batch_size: samples of a chain's gradient, drawn with replacement; chain i of every component sees the same.
@@ -102,8 +107,8 @@ def sample(
         progress: show a progress bar with the time left.
 
     Raises:
-        TypeError, ValueError: input that cannot work, before any sampling; samples whose loss at w* is not finite; a
-            checkpoint of another run.
+        TypeError, ValueError: input that cannot work, before any sampling; samples whose loss at w* is not finite,
+            observables that are no finite number there; a checkpoint of another run.
         ChainDivergedError: all chains have diverged.
         ImportError: traces without zarr. FileExistsError: traces over something else.
         BlockingIOError, OSError: a folder in use by another run; one that cannot be written.
@@ -115,7 +120,7 @@ def sample(
     setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
     keeping = Keeping(checkpoint, checkpoint_seconds, traces)
     (statistics,) = sample_settings(
-        posterior, sampler, (setting,), components, probes, loss_samples, options, keeping, progress
+        posterior, sampler, (setting,), components, probes, observables, loss_samples, options, keeping, progress
     )
     return statistics
 
@@ -126,6 +131,7 @@ def sample_settings(
     settings: tuple[Setting, ...],
     components: Mapping[str, Component] | None,
     probes: Mapping[str, Data] | None,
+    observables: Mapping[str, Observable] | None,
     loss_samples: int | Tensor | None,
     options: Options,
     keeping: Keeping,
@@ -141,6 +147,8 @@ def sample_settings(
     probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, options.seed)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
     device = next(posterior.model.parameters()).device
+    functions = dict(observables or {})
+    centers = values_at_center(posterior.model, functions)
     attrs = {
         "items": posterior.item_count,
         "sampler": repr(sampler),
@@ -154,9 +162,10 @@ def sample_settings(
     }
     started = time.monotonic()
     with ExitStack() as stack:
-        saved, store = open_folders(stack, keeping, posterior, plan, probe_sets, attrs)
+        saved, store = open_folders(stack, keeping, posterior, plan, probe_sets, functions, attrs)
         pool = stack.enter_context(workers(lambda: Runners(posterior), device))
-        run = start(posterior, sampler, plan, sets, loss_set, probe_sets[-1].columns.stop, options, store, pool)
+        tracked = probe_sets[-1].columns.stop
+        run = start(posterior, sampler, plan, sets, loss_set, tracked, functions, centers, options, store, pool)
         done = saved.restore(run.tensors()) if saved else 0
         moving = run.ensemble
         moving.state.frozen = set(moving.traces.diverged.nonzero().squeeze(1).tolist())
@@ -195,6 +204,7 @@ def sample_settings(
             evaluated=moving.evaluated,
             loss_dimension="token" if loss_set.loss_shape else "sample",
             loss_coordinates=joint_coordinates(probe_sets),
+            observables=list(functions),
             loss_kernel_tracked=options.loss_kernel,
             attrs=asdict(setting) | attrs,
         )
@@ -208,6 +218,7 @@ def open_folders(
     posterior: LocalPosterior,
     plan: ChainPlan,
     probe_sets: list[EvaluationSet],
+    observables: Mapping[str, Observable],
     attrs: Mapping[str, Any],
 ) -> tuple[Checkpoint | None, TraceStore | None]:
     """The checkpoint and the store of traces that are wanted, held until the stack closes."""
@@ -216,7 +227,7 @@ def open_folders(
         return saved, store
     configuration = asdict(plan.settings[0]) | dict(attrs)
     traced = {"traces": keeping.traces is not None}
-    identity = run_identity(posterior, plan, probe_sets, configuration | traced)
+    identity = run_identity(posterior, plan, probe_sets, observables, configuration | traced)
     if keeping.checkpoint is not None:
         saved = stack.enter_context(Checkpoint(keeping.checkpoint, identity, keeping.checkpoint_seconds))
     if keeping.traces is not None:
@@ -240,6 +251,7 @@ def chosen_ensemble(
     sampler: Sampler,
     plan: ChainPlan,
     sets: list[EvaluationSet],
+    observables: Mapping[str, Observable],
     options: Options,
     pool: Workers[Runners],
 ) -> TorchEnsemble | NativeEnsemble:
@@ -248,6 +260,8 @@ def chosen_ensemble(
     if options.engine == "torch":
         return torch_ensemble(*arguments)
     try:
+        if observables:
+            raise NotDense(f"observables ({', '.join(observables)}) are functions of the model, which torch calls")
         return native_ensemble(*arguments)
     except NotDense as why:
         if options.engine == "native":
@@ -264,13 +278,16 @@ def start(
     sets: list[EvaluationSet],
     loss_set: EvaluationSet,
     tracked: int,
+    functions: Mapping[str, Observable],
+    centers: Tensor,
     options: Options,
     store: TraceStore | None,
     pool: Workers[Runners],
 ) -> Run:
-    """A run with all chains at w*, which tracks that many losses."""
-    moving = chosen_ensemble(posterior, sampler, plan, sets, options, pool)
-    observables = torch.zeros(1 + tracked if options.loss_kernel else 1, device=moving.reference.device)
+    """A run with all chains at w*, which tracks that many losses, and functions whose values at w* are `centers`."""
+    moving = chosen_ensemble(posterior, sampler, plan, sets, functions, options, pool)
+    of_losses = torch.zeros(tracked if options.loss_kernel else 0)
+    observables = torch.cat((torch.zeros(1), centers, of_losses)).to(moving.reference.device)
     units_per_group = plan.units // plan.groups
     most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))
     units_per_bundle = next(
@@ -288,4 +305,4 @@ def start(
     }
     if isinstance(moving, NativeEnsemble):
         return NativeRun(ensemble=moving, **common)
-    return TorchRun(ensemble=moving, **common)
+    return TorchRun(ensemble=moving, functions=list(functions.values()), **common)

@@ -22,9 +22,10 @@ TARGET_R = 0.9
 
 SIGN = {
     "llc": "mu, llc > 0: the mean loss over the posterior is above that at w*",
+    "observable": "as the user's functions have it",
     "contribution": "contribution > 0: up-weighting the datum raises llc",
-    "chi": "chi > 0: up-weighting the token raises the posterior mean of phi = L(w) - L(w*)",
-    "influence": "influence > 0: up-weighting the datum raises the posterior mean of phi = L(w) - L(w*)",
+    "chi": "chi > 0: up-weighting the token raises the posterior mean of the observable, phi = L(w) - L(w*) or other",
+    "influence": "influence > 0: up-weighting the datum raises the posterior mean of the observable",
     "kernel": "kernel, correlation > 0: the two losses rise and fall together; up-weighting one lowers the other",
 }
 """What a positive value of each estimate means."""

@@ -24,6 +24,7 @@ from patterning_fast.estimators.labelled import (
 )
 from patterning_fast.estimators.traces import ChainTraces
 from patterning_fast.posterior.components import FULL
+from patterning_fast.posterior.observables import PHI
 
 
 class Part(NamedTuple):
@@ -55,6 +56,8 @@ class Statistics:
     """What a tracked loss belongs to: "token" or "sample"."""
     loss_coordinates: dict[str, np.ndarray]
     """Probe, sample and position of each tracked loss."""
+    observables: list[str]
+    """Names of the user's."""
     loss_kernel_tracked: bool
     attrs: dict[str, Any]
 
@@ -165,7 +168,27 @@ class Statistics:
         )
         return self.said(found.merge(self.llc()), "contribution")
 
-    def susceptibilities(self) -> xr.Dataset:
+    def place(self, observable: str) -> int:
+        """Where an observable is among all; raises ValueError for one that was not observed."""
+        names = [PHI, *self.observables]
+        if observable not in names:
+            raise ValueError(f"{observable!r} was not observed, but {', '.join(names)}: sample(..., observables=...)")
+        return names.index(observable)
+
+    def observed_means(self) -> xr.Dataset:
+        """Posterior mean E_C[O] `[component]` of each of the user's observables, by its name, with its error."""
+        found = xr.Dataset()
+        for at, name in enumerate(self.observables, 1):
+            center = float(self.totals.observable_shift[at])
+
+            def values(component: int, at: int = at, center: float = center) -> Tensor:
+                return center + self.observed.means(self.groups(component)).observable[:, at]
+
+            found.update(self.labelled(name, values, (), (), f"posterior mean of {name}", "1"))
+            found[name].attrs["at_center"] = center
+        return self.said(found, "observable")
+
+    def susceptibilities(self, observable: str = PHI) -> xr.Dataset:
         """Susceptibilities `[component, token or sample]` in nats² (arXiv:2504.18274), in two parts and together.
 
         `chi` = −Cov_C[φ, l_z − L] is what is particular to the component C: χ > 0 at z where up-weighting z raises
@@ -175,17 +198,28 @@ class Statistics:
         Each has its standard error, and `_reliability`: the correlation over tokens that two such runs would have,
         from halves of the groups (Spearman–Brown). `chains_for_r_0.9` is how many chains of each component would give
         `chi` a correlation of 0.9 with its true value. Both need 4 groups, and are NaN below.
+
+        Args:
+            observable: one of the user's in place of φ: χ > 0 at z where up-weighting z raises its posterior mean. In
+                `chi_drift` it is taken less its value at w*.
+
+        Raises ValueError for one that was not observed.
         """
-        full = self.component_names.index(FULL)
+        full, at = self.component_names.index(FULL), self.place(observable)
         parts = [
-            Part("chi", "susceptibility -Cov[phi, l_z - L]", lambda own, _: particular(own)),
-            Part("chi_drift", "E[phi] times the full chains' less the component's E[l_z - L]", drift),
+            Part("chi", f"susceptibility -Cov[{observable}, l_z - L]", lambda own, _: particular(own, at)),
+            Part(
+                "chi_drift",
+                f"E[{observable}] times the full chains' less the component's E[l_z - L]",
+                lambda own, of_full: drift(own, of_full, at),
+            ),
             Part(
                 "chi_two_chain",
                 "two-chain susceptibility: chi and chi_drift together",
-                lambda own, of_full: particular(own) + drift(own, of_full),
+                lambda own, of_full: particular(own, at) + drift(own, of_full, at),
             ),
         ]
+        units = "nats^2" if observable == PHI else "nats"
         tracked = self.totals.loss_shift.numel()
         dims = (self.loss_dimension,)
         result = xr.Dataset()
@@ -196,12 +230,12 @@ class Statistics:
                 both = Means(*(torch.stack(each, 1) for each in zip(own, of_full, strict=True)))
                 return pseudo_values(lambda means: part.value(means.of(0), means.of(1)), both)
 
-            result.update(self.labelled(part.name, values, (tracked,), dims, part.long_name, "nats^2"))
-            reliable = [self.reliability(component, full, part) for component in range(len(self.plan.components))]
+            result.update(self.labelled(part.name, values, (tracked,), dims, part.long_name, units))
+            reliable = [self.reliability(component, full, part, at) for component in range(len(self.plan.components))]
             result.update(reliabilities(part.name, part.long_name, reliable))
         healthy = [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
         result["chains_for_r_0.9"] = chains_for_target(result["chi_reliability"].values, np.array(healthy))
-        return self.said(result, "chi")
+        return self.said(result, "chi").assign_attrs(observable=observable)
 
     def paired(self, component: int, full: int) -> tuple[Means, Means]:
         """Means of a component's healthy groups, and of as many of the full component's, independent of each other."""
@@ -210,20 +244,23 @@ class Statistics:
             return self.grouped.means(own), Means(*(each * torch.nan for each in self.grouped.means(own)))
         return self.grouped.means(own), self.grouped.means(of_full[torch.arange(len(own)) % len(of_full)])
 
-    def reliability(self, component: int, full: int, part: Part) -> float:
+    def reliability(self, component: int, full: int, part: Part, at: int) -> float:
         """Split-half reliability of a part of χ over tokens."""
         both = self.paired(component, full)
         return split_half_reliability(
             len(both[0].loss),
-            lambda half: unbiased(part.name, *(Means(*(each[half] for each in means)) for means in both)),
+            lambda half: unbiased(part.name, at, *(Means(*(each[half] for each in means)) for means in both)),
         )
 
-    def influence(self) -> xr.Dataset:
-        """Bayesian influence −Cov_C[l_z, φ_C] on L, `[component, token or sample]` in nats² (arXiv:2509.26544)."""
-        dims = (self.loss_dimension,)
-        name = "influence -Cov[l_z, phi]"
-        found = self.dataset("influence", lambda means: -covariance(means)[0], dims, name, "nats^2")
-        return self.said(found, "influence")
+    def influence(self, observable: str = PHI) -> xr.Dataset:
+        """Bayesian influence −Cov_C[l_z, φ_C] on L, `[component, token or sample]` in nats² (arXiv:2509.26544).
+
+        Or on another of the observables, by its name; raises ValueError for one that was not observed.
+        """
+        dims, at = (self.loss_dimension,), self.place(observable)
+        name, units = f"influence -Cov[l_z, {observable}]", "nats^2" if observable == PHI else "nats"
+        found = self.dataset("influence", lambda means: -covariance(means)[at], dims, name, units)
+        return self.said(found, "influence").assign_attrs(observable=observable)
 
     def loss_kernel(self) -> xr.Dataset:
         """Loss kernel Cov_C[l_i, l_j] of each component (arXiv:2509.26537) in nats², and its `correlation`.
@@ -235,12 +272,15 @@ class Statistics:
         """
         if not self.loss_kernel_tracked:
             raise ValueError("the loss kernel was not tracked: call sample(..., loss_kernel=True)")
-        dims = (self.loss_dimension, f"other_{self.loss_dimension}")
-        kernel = self.dataset(
-            "kernel", lambda means: covariance(means)[1:], dims, "loss kernel Cov[l_i, l_j]", "nats^2"
-        )
+        dims, losses = (self.loss_dimension, f"other_{self.loss_dimension}"), 1 + len(self.observables)
+
+        def kernel(means: Means) -> Tensor:
+            return covariance(means)[losses:]
+
+        found = self.dataset("kernel", kernel, dims, "loss kernel Cov[l_i, l_j]", "nats^2")
         name = "correlation of losses under the posterior"
-        return self.said(kernel.merge(self.dataset("correlation", correlation, dims, name, "1")), "kernel")
+        correlations = self.dataset("correlation", lambda means: correlation(kernel(means)), dims, name, "1")
+        return self.said(found.merge(correlations), "kernel")
 
     def diagnostics(self) -> xr.Dataset:
         """Health of the chains, by component and chain.
@@ -250,13 +290,14 @@ class Statistics:
         4 draws; `diverged` says which chains were left out. `gradient_noise_scale` is the batch size at which the
         minibatch gradient's noise equals its mean at w* (McCandlish et al. 2018), `gradient_noise` the variance that
         minibatches add to a step over the variance injected: the sampler's temperature is too high by that share.
-        `rounding` is the error of l − l(w*) that `precision="bfloat16"` makes, over l − l(w*).
+        `rounding` is the error of l − l(w*) that `precision="bfloat16"` makes, over l − l(w*). `observables` are traces
+        of the user's, with `observable_r_hat` and `observable_ess`.
         """
         traces, names = self.traces, self.component_names
         rows = [self.rows(at) for at in range(len(names))]
-        phi, distance, diverged = (
+        phi, distance, watched, diverged = (
             torch.stack([trace[each] for each in rows]).numpy()
-            for trace in (traces.phi, traces.distance, traces.diverged)
+            for trace in (traces.phi, traces.distance, traces.observables, traces.diverged)
         )
         healthy = [each[~lost] for each, lost in zip(phi, diverged, strict=True)]
         square, variance = traces.gradient_noise.view(len(names), len(self.plan.settings), 2)[:, self.setting].T.numpy()
@@ -264,6 +305,7 @@ class Statistics:
         # The mean over units has variance / units of noise in its square.
         signal = np.maximum(square - variance / self.plan.units, 0.0)
         by_chain, by_component = ("component", "chain"), ("component",)
+        of_observables = ("component", "observable")
         with np.errstate(divide="ignore", invalid="ignore"):
             noise_scale = batch * variance / signal
         return xr.Dataset(
@@ -273,6 +315,9 @@ class Statistics:
                 "diverged": (by_chain, diverged, {"long_name": "frozen and left out", "units": "1"}),
                 "r_hat": (by_component, np.array([chain_statistic("rhat", each) for each in healthy])),
                 "ess": (by_component, np.array([chain_statistic("ess", each) for each in healthy])),
+                "observables": ((*by_chain, "observable", "draw"), watched, {"long_name": "the user's observables"}),
+                "observable_r_hat": (of_observables, self.mixing("rhat", watched, diverged)),
+                "observable_ess": (of_observables, self.mixing("ess", watched, diverged)),
                 "gradient_noise_scale": (by_component, noise_scale, {"units": "samples"}),
                 "gradient_noise": (by_component, lr / 4 * n_beta**2 * variance, {"units": "1"}),
                 "rounding": (by_component, np.array([float(traces.rounding[each].mean()) for each in rows])),
@@ -282,9 +327,17 @@ class Statistics:
                     {"long_name": "what its chains run of the model"},
                 ),
             },
-            coords={"component": names},
+            coords={"component": names, "observable": self.observables},
             attrs=self.attrs,
         )
+
+    def mixing(self, name: str, watched: np.ndarray, diverged: np.ndarray) -> np.ndarray:
+        """An ArviZ statistic of traces `[components, chains, observables, draws]`, `[components, observables]`."""
+        found = [
+            [chain_statistic(name, each[~lost, at]) for at in range(len(self.observables))]
+            for each, lost in zip(watched, diverged, strict=True)
+        ]
+        return np.array(found).reshape(len(found), len(self.observables))
 
 
 def chain_statistic(name: str, traces: np.ndarray) -> float:
@@ -293,7 +346,8 @@ def chain_statistic(name: str, traces: np.ndarray) -> float:
 
     if len(traces) < 2 or traces.shape[1] < 4:
         return float("nan")
-    return float(getattr(array_stats, name)(traces, chain_axis=0, draw_axis=1))
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN for what never changes
+        return float(getattr(array_stats, name)(traces, chain_axis=0, draw_axis=1))
 
 
 def covariance(means: Means) -> Tensor:
@@ -301,9 +355,8 @@ def covariance(means: Means) -> Tensor:
     return means.cross - means.observable[:, None] * means.loss
 
 
-def correlation(means: Means) -> Tensor:
-    """Corr[l_i, l_j], `[losses, losses]`, where every loss is an observable too."""
-    kernel = covariance(means)[1:]
+def correlation(kernel: Tensor) -> Tensor:
+    """Correlations, of covariances `[losses, losses]`."""
     deviation = kernel.diagonal().sqrt()
     return kernel / (deviation[:, None] * deviation)
 
@@ -313,28 +366,24 @@ def contribution(means: Means, n_beta: float, items: int) -> Tensor:
     return n_beta / items * (means.loss - n_beta * covariance(means)[0])
 
 
-def variance(means: Means) -> Tensor:
-    """Var[φ] of the first observable, L itself."""
-    return means.square[0, 0] - means.observable[0] ** 2
+def particular(means: Means, at: int) -> Tensor:
+    """−Cov[O, l − L] of the observable at a place; the first is L itself."""
+    with_loss = means.square[at, 0] - means.observable[at] * means.observable[0]
+    return with_loss - covariance(means)[at]
 
 
-def particular(means: Means) -> Tensor:
-    """−Cov[φ, l − L]."""
-    return variance(means) - covariance(means)[0]
+def drift(own: Means, of_full: Means, at: int) -> Tensor:
+    """E_C[O]·(E_full[l − L] − E_C[l − L]); sums are about the losses at w*, which cancel."""
+    return own.observable[at] * ((of_full.loss - of_full.observable[0]) - (own.loss - own.observable[0]))
 
 
-def drift(own: Means, of_full: Means) -> Tensor:
-    """E_C[φ]·(E_full[l − L] − E_C[l − L]); sums are about the losses at w*, which cancel."""
-    return own.observable[0] * ((of_full.loss - of_full.observable[0]) - (own.loss - own.observable[0]))
-
-
-def unbiased(part: str, own: Means, of_full: Means) -> Tensor:
+def unbiased(part: str, at: int, own: Means, of_full: Means) -> Tensor:
     """A part of χ from a few groups, free of the bias of products of a group's means with themselves; up to a constant.
 
     What is the same for all tokens does not matter to correlations over tokens.
     """
-    chi = -unbiased_covariance(own)[0]
+    chi = -unbiased_covariance(own)[at]
     apart = (of_full.loss - of_full.observable[:, :1]) - (own.loss - own.observable[:, :1])
-    number, phi = len(own.loss), own.observable[:, 0]
+    number, phi = len(own.loss), own.observable[:, at]
     between = (phi.sum() * apart.sum(0) - (phi[:, None] * apart).sum(0)) / (number * (number - 1))
     return {"chi": chi, "chi_drift": between, "chi_two_chain": chi + between}[part]

@@ -16,6 +16,8 @@ class ChainTraces:
 
     phi: Tensor
     distance: Tensor
+    observables: Tensor
+    """The user's, float32 `[rows, observables, draws]`."""
     diverged: Tensor
     """bool `[rows]`"""
     gradient_noise: Tensor
@@ -30,6 +32,7 @@ class ChainTraces:
         return cls(
             torch.full((plan.rows, draws), torch.nan, dtype=torch.float64),
             torch.full((plan.rows, draws), torch.nan),
+            torch.full((plan.rows, 0, draws), torch.nan),
             torch.zeros(plan.rows, dtype=torch.bool),
             torch.full((plan.cells, 2), torch.nan, dtype=torch.float64),
             torch.zeros(plan.rows),

@@ -11,6 +11,7 @@ import xarray as xr
 
 from patterning_fast.patterning.agreement import agreement, check_comparison, predicted_names
 from patterning_fast.patterning.plan import Plan
+from patterning_fast.posterior.observables import PHI
 from patterning_fast.posterior.weights import weights_for
 
 LEAST_SHARE = 0.1
@@ -34,9 +35,11 @@ def importance_check(
     correlation in time apart; a strength is "too noisy" where that is under a tenth of the draws of a component. Errors
     are a jackknife over groups of chains. Chains that diverged are left out.
 
-    Raises ValueError for traces of other data, with weights, with φ on some samples only or at another n_beta, and
-    FileNotFoundError where there is none.
+    Raises ValueError for a plan of one of the user's observables, which traces do not hold, and for traces of other
+    data, with weights, with φ on some samples only or at another n_beta; FileNotFoundError where there is none.
     """
+    if plan.attrs["observable"] != PHI:
+        raise ValueError(f"traces hold phi, and the plan is of {plan.attrs['observable']!r}: use verify")
     if not Path(traces).exists():
         raise FileNotFoundError(f"no traces at {traces}: write them with sample(..., traces=path)")
     with xr.open_datatree(traces, engine="zarr") as tree:

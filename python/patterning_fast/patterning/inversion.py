@@ -27,6 +27,7 @@ from patterning_fast.patterning.targets import (
     towards_direction,
     towards_minimum,
 )
+from patterning_fast.posterior.observables import PHI
 
 NegativeWeights = Literal["allow", "clip", "project"]
 
@@ -99,6 +100,7 @@ def invert(
         "share_negative_before_policy": negative,
         "unit": unit,
         "n_beta": chi.attrs["n_beta"],
+        "observable": chi.attrs.get("observable", PHI),
     }
     dims = chi["chi"].dims[1:]
     labelled = xr.DataArray(

@@ -42,9 +42,11 @@ def verify(
     "too noisy", or "diverged" where weights cost chains), made of `p_value`, `deviation` and `deviation_error`; and
     `attrs["radius"]`, 0 where nothing is kept. See `agreement` for the rule.
 
+    A plan made from χ of one of the user's observables is compared with that one, which `observables=` must then name.
+
     Raises ValueError for weights that do not belong to the posterior's data or were made for another n_beta, a
-    posterior with weights of its own, and `checkpoint` or `traces`, which are of one run; ChainDivergedError where all
-    chains diverge without the plan's weights.
+    posterior with weights of its own, an observable that is not sampled, and `checkpoint` or `traces`, which are of
+    one run; ChainDivergedError where all chains diverge without the plan's weights.
     """
     fractions = check_comparison(plan, posterior.n_beta, fractions, tolerance)
     if posterior.weights is not None:
@@ -54,7 +56,8 @@ def verify(
     weighted = [posterior.reweighted(plan.scaled(fraction)) for fraction in fractions]
     before = sample(posterior, sampler, **sampling)
     names = predicted_names(plan, before.component_names)
-    base = mu_by_group(before, names)
+    observable = before.place(plan.attrs["observable"])
+    base = mu_by_group(before, names, observable)
     by_group = np.full((len(fractions), *base.shape), np.nan)
     verdicts: list[str | None] = ["diverged"] * len(fractions)
     for at, each in enumerate(weighted):
@@ -62,13 +65,14 @@ def verify(
             after = sample(each, sampler, **sampling)
         except ChainDivergedError:
             continue
-        by_group[at] = mu_by_group(after, names) - base
+        by_group[at] = mu_by_group(after, names, observable) - base
         if not bool((after.traces.diverged & ~before.traces.diverged).any()):
             verdicts[at] = None
     return agreement(plan, names, fractions, by_group, verdicts, tolerance, before.attrs)
 
 
-def mu_by_group(statistics: Statistics, names: Sequence[str]) -> np.ndarray:
-    """E[φ] of components by group of chains `[components, groups]`; NaN where a group has lost all its chains."""
-    means = statistics.grouped.means(slice(None)).observable[:, 0].view(-1, statistics.plan.groups).cpu().numpy()
+def mu_by_group(statistics: Statistics, names: Sequence[str], observable: int) -> np.ndarray:
+    """E[O] of components by group of chains `[components, groups]`; NaN where a group has lost all its chains."""
+    means = statistics.observed.means(slice(None)).observable[:, observable].cpu().numpy()
+    means = means.reshape(-1, statistics.plan.groups)
     return means[[statistics.component_names.index(name) for name in names]]
