@@ -40,19 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.command == "run":
             from patterning_fast.recipes import recipe
 
-            print(recipe.run(chosen.recipe, chosen.out, chosen.quick))
+            print(recipe.run_file(chosen.recipe, chosen.out, chosen.quick))
         elif chosen.command == "results":
             from patterning_fast.recipes.findings import results_page
 
             chosen.out.write_text(results_page(chosen.folders, chosen.out.parent), encoding="utf-8")
         else:
-            from patterning_fast.recipes import induction
+            from patterning_fast.recipes import induction, recipe
 
-            sizes = induction.QUICK if chosen.quick else induction.DEMO
-            print(induction.run(sizes, chosen.out, chosen.seed))
+            settings = induction.Settings(seeds=(chosen.seed,), **(induction.QUICK if chosen.quick else {}))
+            command = "patterning-fast demo" + (" --quick" if chosen.quick else "")
+            print(recipe.run(recipe.Recipe(induction, settings, []), chosen.out, command))
     except KeyboardInterrupt:
-        parts = "; the same command goes on from the parts that are done" if chosen.command == "run" else ""
-        print(f"interrupted: nothing was written{parts}", file=sys.stderr)
+        print("interrupted: the same command goes on from the parts that are done", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         print(f"error: {error}", file=sys.stderr)

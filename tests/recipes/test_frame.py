@@ -41,15 +41,19 @@ def test_parts_are_computed_once(tmp_path: Path) -> None:
 def test_parts_in_processes(tmp_path: Path) -> None:
     with Pieces(tmp_path, SETTINGS) as pieces:
         pieces.of("two", lambda: in_its_own_process(2))
-        found = pieces.map("squares", in_its_own_process, {"two": (2,), "three": (3,)})
-    assert [int(each["square"]) for each in found.values()] == [4, 9]  # type: ignore[call-overload]
-    assert found["two"]["process"] == os.getpid() != found["three"]["process"]
-    assert found["three"]["threads"] == 1
+        found = pieces.map("squares", in_its_own_process, {"two": (2,), "three": (3,), "four": (4,)})
+        threads = torch.get_num_threads()
+        (alone,) = pieces.map("squares", in_its_own_process, {"five": (5,)}).values()
+        assert torch.get_num_threads() == threads
+    assert [int(each["square"]) for each in found.values()] == [4, 9, 16]  # type: ignore[call-overload]
+    assert os.getpid() not in (found["three"]["process"], found["four"]["process"])
+    assert found["two"]["process"] == alone["process"] == os.getpid()
+    assert {each["threads"] for each in (alone, found["three"], found["four"])} == {1}
 
 
 def test_a_part_that_fails_keeps_the_others(tmp_path: Path) -> None:
     with Pieces(tmp_path, SETTINGS) as pieces, pytest.raises(TypeError):
-        pieces.map("squares", in_its_own_process, {"two": (2,), "none": (None,)})
+        pieces.map("squares", in_its_own_process, {"two": (2,), "none": (None,), "three": (3,)})
     assert not multiprocessing.active_children()
     with Pieces(tmp_path, SETTINGS) as pieces:
         assert int(pieces.of("two", lambda: in_its_own_process(2))["square"]) == 4  # type: ignore[call-overload]

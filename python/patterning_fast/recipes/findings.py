@@ -16,6 +16,7 @@ from patterning_fast.report.output import RESULTS
 from patterning_fast.training.weights_file import parquet
 
 Rows = list[dict[str, Any]]
+Columns = dict[str, np.ndarray]
 
 
 class Picture(NamedTuple):
@@ -39,7 +40,7 @@ class Findings:
     seeds: list[int]
     tables: dict[str, Rows]
     pictures: dict[str, Picture] = field(default_factory=dict)
-    data: dict[str, Rows] = field(default_factory=dict)
+    data: dict[str, Rows | Columns] = field(default_factory=dict)
     """Long tables, for Parquet: weights, curves, every run's end."""
 
 
@@ -64,8 +65,9 @@ def write(folder: Path, findings: Findings, made: Mapping[str, Any]) -> None:
         (folder / f"{name}.png").write_bytes(image)
     if findings.data:
         pa, pq = parquet()
-        for name, rows in findings.data.items():
-            pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
+        for name, table in findings.data.items():
+            made_table = pa.table(table) if isinstance(table, Mapping) else pa.Table.from_pylist(table)
+            pq.write_table(made_table, folder / f"{name}.parquet")
     (folder / "report.html").write_text(report(findings, made, images))
 
 

@@ -1,48 +1,48 @@
 """The induction recipe: find the data that an induction circuit answers to, and retrain with more or less of it.
 
 After arXiv:2601.13548, §4: susceptibilities of every attention head on every training token, their modes, the mode that
-is induction, and retraining from the same start with that mode amplified, suppressed, and at random.
+is induction, and retraining from the same start with that mode amplified and suppressed, beside controls.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import platform
 import string
-import threading
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from matplotlib.figure import Figure
+from torch import Tensor
 
 import patterning_fast as pf
-from patterning_fast.engine.workers import one_thread_each
 from patterning_fast.models.attention_only import AttentionOnlyLM
-from patterning_fast.report import figures, html
-from patterning_fast.report.output import RESULTS, output_folder
+from patterning_fast.recipes.findings import Findings
+from patterning_fast.recipes.induction_findings import findings
+from patterning_fast.recipes.pieces import Pieces, shows_progress
 from patterning_fast.tasks.found_text import CHARACTERS, Contexts, decode, encode, found_text_contexts
 from patterning_fast.tasks.induction import RepeatedStrings, predictable_by_induction, repeated_strings
 
-RUNS = ("base", "amplified", "suppressed", "random")
+HELD_OUT = 64
+"""Contexts, and strings with repeats, that runs are measured on."""
+
+STEP = 1e-3
+"""Relative length of the step of a directional derivative of the losses."""
 
 
 @dataclass(frozen=True)
-class InductionRecipe:
+class Settings:
     """Sizes and settings of one run of the recipe."""
 
-    contexts: int
-    length: int
-    shares: dict[str, float] = field(
-        default_factory=lambda: {"code": 1 / 6, "reference": 1 / 6, "metadata": 1 / 6, "quoted": 1 / 2}
-    )
+    seeds: tuple[int, ...] = (0,)
+    """Of text, initialisation, minibatches and noise."""
+    contexts: int = 2048
+    length: int = 65
+    quoted: float = 0.5
+    """Share of contexts of the domain whose passages come twice; the other three domains share the rest."""
     width: int = 64
     heads: int = 2
     head_width: int = 32
@@ -57,172 +57,243 @@ class InductionRecipe:
     chains: int = 8
     draws: int = 12
     steps_between_draws: int = 3
-    strength: float = 0.3
+    strengths: tuple[float, ...] = (0.3,)
+    """Root mean square of ρ − 1; controls have the last."""
+    controls: tuple[str, ...] = ("random",)
+    """Of `CONTROLS`."""
+    llc_steps: tuple[int, ...] = ()
+    """Training steps at which λ̂ is estimated, in the base run and those of the last strength."""
+    verify: bool = False
+    """Sample again under the weights of the first seed."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.controls) - set(CONTROLS))
+        if unknown or not self.seeds or not self.strengths:
+            raise ValueError(
+                f"controls must be among {', '.join(CONTROLS)}, with at least one seed and one strength; "
+                f"got {self.controls}, {self.seeds} and {self.strengths}"
+            )
+
+    @property
+    def shares(self) -> dict[str, float]:
+        other = (1.0 - self.quoted) / 3
+        return {"code": other, "reference": other, "metadata": other, "quoted": self.quoted}
 
 
-DEMO = InductionRecipe(contexts=2048, length=65)
-QUICK = InductionRecipe(
-    contexts=128, length=33, train_steps=40, train_batch=32, metrics_every=10, chains=4, draws=3, steps_between_draws=2
-)
+QUICK: dict[str, Any] = {
+    "contexts": 128, "length": 33, "train_steps": 40, "train_batch": 32, "metrics_every": 10, "chains": 4, "draws": 3,
+    "steps_between_draws": 2,
+}  # fmt: skip
+"""What `patterning-fast demo --quick` changes."""
 
-History = list[dict[str, float]]
-Rows = list[dict[str, Any]]
-Findings = dict[str, Any]
-"""Everything the recipe found, as it goes into results.json."""
+CONTROLS = {
+    "random": "the amplifying weights dealt out at random",
+    "loss-matched": "the amplifying weights dealt out at random among tokens of like loss",
+    "length-matched": "the amplifying weights dealt out at random among tokens after as many others",
+    "gradient": "weights by how far a step down the loss on repeats lowers each token's loss",
+    "no loss": "amplified, from chains that feel no loss (nβ = 0)",
+}
 
 
-class Stopped(Exception):
-    """Raised in a training thread once another has failed or Ctrl-C was pressed."""
-
-
-def run(recipe: InductionRecipe, out: Path, seed: int) -> str:
-    """Run the recipe, write its results into the folder `out` and return a summary for the terminal.
-
-    Writes results.json, susceptibilities.nc, weights.nc, three pictures and report.html, all or none.
-    Raises OSError where `out` cannot be written, before any work.
-    """
-    losses = recipe.contexts * (recipe.length - 1)
-    with output_folder(out, expected_bytes=2**22 + 128 * losses) as folder:
-        started = time.monotonic()
-        contexts = found_text_contexts(recipe.contexts, recipe.length, recipe.shares, seed=seed + 1)
-        letters = torch.from_numpy(encode(string.ascii_letters + string.digits + "-_"))
-        test = repeated_strings(letters, 64, recipe.length, seed=seed + 2)
-        seconds = {"text": time.monotonic() - started}
-
-        started = time.monotonic()
-        start = initial_model(recipe, seed)
-        trained = train_side_by_side(recipe, start, contexts, test, {"base": None}, seed)
-        seconds["base run"] = time.monotonic() - started
-
-        base, _ = trained["base"]
-        posterior = pf.LocalPosterior(
-            base, pf.losses.next_token, contexts.tokens, n_beta=recipe.n_beta, localization=recipe.localization
+def run(settings: Settings, pieces: Pieces) -> Findings:
+    """Everything, seed by seed; a training or an estimate at a time is kept."""
+    unweighted = {f"base, seed {seed}": (settings, seed, None, True) for seed in settings.seeds}
+    base = pieces.map("base runs", trained, unweighted)
+    found = {
+        seed: pieces.of(
+            f"modes and weights, seed {seed}",
+            partial(modes_and_weights, settings, seed, base[f"base, seed {seed}"]["parameters"]),
         )
-        statistics = pf.sample(
-            posterior,
-            pf.SGLD(recipe.lr),
-            components=pf.attention_heads(base),
-            probes={"training": posterior.data},
-            chains=recipe.chains,
-            draws=recipe.draws,
-            steps_between_draws=recipe.steps_between_draws,
-            antithetic=True,
-            seed=seed,
-        )
-        seconds["chains"] = statistics.attrs["seconds"]
-        chi = statistics.susceptibilities()
-        on_heads = chi.sel(component=[name for name in chi["component"].values if name != "full"])
-        predictable = predictable_by_induction(contexts.tokens).flatten().numpy()
-        scores = test.head_scores(base)
-        # With four heads, three of which make the circuit, the mean over heads is the circuit: keep it.
-        modes, similarity = towards_induction(pf.modes(on_heads, centre_data=False), predictable)
-        chosen = int(np.argmax(similarity))
-        mode = modes[chosen]
-        plans = {
-            "amplified": pf.invert(on_heads, mode, strength=recipe.strength),
-            "suppressed": pf.invert(on_heads, -mode, strength=recipe.strength),
-        }
-        weights = {name: plan.weights for name, plan in plans.items()}
-        # The amplifying weights dealt out at random: the same norm and spread, in a random direction.
-        shuffled = np.random.default_rng(seed).permutation(weights["amplified"].values)
-        weights["random"] = weights["amplified"].copy(data=shuffled)
-
-        started = time.monotonic()
-        trained |= train_side_by_side(recipe, start, contexts, test, weights, seed)
-        seconds["three retrained runs"] = time.monotonic() - started
-
-        histories = {name: history for name, (_, history) in trained.items()}
-        rows = outcome_table(histories)
-        classes = token_classes(contexts, predictable)
-        pictures = {
-            "curves": figures.curves(
-                {
-                    name: ([row["step"] for row in each], [row["induction_score"] for row in each])
-                    for name, each in histories.items()
-                },
-                histories["base"][-1]["induction_score"] / 2,
-                "induction score (best head)",
-            ),
-            "chi": heat_map(chi, contexts),
-            "mode": figures.mode_loadings(modes.table, chosen, scores, classes),
-        }
-        findings: Findings = {
-            "recipe": asdict(recipe) | {"seed": seed},
-            "machine": {
-                "processor": platform.machine(),
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-            },
-            "text_sha256": contexts.text_sha256,
-            "seconds": seconds,
-            "runs": rows,
-            "histories": histories,
-            "component_estimates": component_rows(statistics, chi, scores),
-            "modes": mode_rows(modes, similarity, scores),
-            "induction_mode": chosen,
-            "plans": plan_rows(plans, weights, classes),
-        }
-        extreme = extreme_tokens(mode, contexts)
-        write(folder, findings, chi, weights, pictures, extreme)
-        return summary(findings, extreme) + f"\n\nreport: {out / 'report.html'}"
+        for seed in settings.seeds
+    }
+    wanted = {
+        f"{name}, seed {seed}": (settings, seed, rho, name in (f"{way} {settings.strengths[-1]:g}" for way in WAYS))
+        for seed in settings.seeds
+        for name, rho in found[seed]["weights"].items()
+    }
+    runs = base | pieces.map("retraining", trained, wanted)
+    verified = None
+    if settings.verify:
+        seed = settings.seeds[0]
+        parameters = base[f"base, seed {seed}"]["parameters"]
+        verified = pieces.of("verification", partial(verification, settings, seed, parameters, found[seed]))
+    return findings(settings, runs, found, verified)
 
 
-def initial_model(recipe: InductionRecipe, seed: int) -> AttentionOnlyLM:
-    """The start of every run."""
+WAYS = ("amplified", "suppressed")
+
+
+def texts(settings: Settings, seed: int) -> tuple[Contexts, Contexts, RepeatedStrings]:
+    """The training contexts of a seed, others held out, and strings with repeats."""
+    letters = torch.from_numpy(encode(string.ascii_letters + string.digits + "-_"))
+    return (
+        found_text_contexts(settings.contexts, settings.length, settings.shares, seed=seed + 1),
+        found_text_contexts(HELD_OUT, settings.length, settings.shares, seed=seed + 1_000_003),
+        repeated_strings(letters, HELD_OUT, settings.length, seed=seed + 2),
+    )
+
+
+def initial_model(settings: Settings, seed: int) -> AttentionOnlyLM:
+    """The start of every run of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AttentionOnlyLM(
-            len(CHARACTERS), recipe.length - 1, width=recipe.width, heads=recipe.heads, head_width=recipe.head_width
+            len(CHARACTERS),
+            settings.length - 1,
+            width=settings.width,
+            heads=settings.heads,
+            head_width=settings.head_width,
         )
 
 
-def train_side_by_side(
-    recipe: InductionRecipe,
-    start: AttentionOnlyLM,
-    contexts: Contexts,
-    test: RepeatedStrings,
-    weights: Mapping[str, xr.DataArray | None],
-    seed: int,
-) -> dict[str, tuple[AttentionOnlyLM, History]]:
-    """Models trained from `start` on each of the weights, with their induction scores on the way.
-
-    Each on one thread: every run rounds alike, side by side or alone.
-    """
-    stop = threading.Event()
+def trained(settings: Settings, seed: int, rho: Tensor | None, follow: bool) -> dict[str, Any]:
+    """A run from the seed's start on weighted data: its end, its history and, where it is followed, λ̂ on the way."""
+    contexts, held_out, repeats = texts(settings, seed)
+    llc: list[dict[str, float]] = []
 
     def metrics(model: torch.nn.Module) -> dict[str, float]:
-        if stop.is_set():
-            raise Stopped
         assert isinstance(model, AttentionOnlyLM)
-        best = max(score["induction"] for score in test.head_scores(model).values())
-        return {"induction_score": best, "loss_on_repeats": test.loss_on_repeats(model)}
+        steps = len(history) * settings.metrics_every
+        history.append(steps)
+        if follow and steps in settings.llc_steps:
+            llc.append({"step": steps, **learning_coefficient(settings, model, contexts.tokens, seed)})
+        best = max(score["induction"] for score in repeats.head_scores(model).values())
+        return {
+            "induction_score": best,
+            "loss_on_repeats": repeats.loss_on_repeats(model),
+            "in_context": in_context_score(model, held_out.tokens),
+        }
 
-    def train(position: int, name: str, rho: xr.DataArray | None) -> tuple[AttentionOnlyLM, History]:
-        model = copy.deepcopy(start)
-        history = pf.train(
-            model,
-            contexts.tokens,
-            pf.losses.next_token,
-            steps=recipe.train_steps,
-            batch_size=recipe.train_batch,
-            lr=recipe.train_lr,
-            weight_decay=recipe.weight_decay,
-            weights=rho,
-            seed=seed,
-            metrics=metrics,
-            metrics_every=recipe.metrics_every,
-            description=f"training the {name} run",
-            position=position,
-        )
-        return model, history
+    history: list[int] = []
+    model = initial_model(settings, seed)
+    rows = pf.train(
+        model, contexts.tokens, pf.losses.next_token, steps=settings.train_steps, batch_size=settings.train_batch,
+        lr=settings.train_lr, weight_decay=settings.weight_decay, weights=rho, seed=seed, metrics=metrics,
+        metrics_every=settings.metrics_every, progress=shows_progress(),
+    )  # fmt: skip
+    return {"parameters": dict(model.state_dict()), "history": rows, "llc": llc}
 
-    with one_thread_each(len(weights)) as pool:
-        futures = {name: pool.submit(train, at, name, rho) for at, (name, rho) in enumerate(weights.items())}
-        try:
-            return {name: future.result() for name, future in futures.items()}
-        except BaseException:
-            stop.set()
-            raise
+
+def in_context_score(model: AttentionOnlyLM, tokens: Tensor) -> float:
+    """Mean loss on the last eighth of a context less that on its second eighth [nats]: below 0 where context helps."""
+    with torch.no_grad():
+        losses = pf.losses.next_token(model, tokens).mean(0)
+    eighth = len(losses) // 8
+    return float(losses[-eighth:].mean() - losses[eighth : 2 * eighth].mean())
+
+
+def learning_coefficient(settings: Settings, model: AttentionOnlyLM, tokens: Tensor, seed: int) -> dict[str, float]:
+    """λ̂ of the whole model where it is now, with its error."""
+    few = min(128, len(tokens))
+    posterior = pf.LocalPosterior(
+        copy.deepcopy(model), pf.losses.next_token, tokens, n_beta=settings.n_beta, localization=settings.localization
+    )
+    statistics = pf.sample(
+        posterior, pf.SGLD(settings.lr), probes={"few": tokens[:2]}, loss_samples=few, chains=settings.chains,
+        draws=settings.draws, steps_between_draws=settings.steps_between_draws, antithetic=True, seed=seed,
+        progress=False,
+    )  # fmt: skip
+    llc = statistics.llc().isel(component=0)
+    return {"llc": float(llc["llc"]), "llc_error": float(llc["llc_error"])}
+
+
+def at(settings: Settings, parameters: Mapping[str, Tensor]) -> AttentionOnlyLM:
+    """The model with these parameters."""
+    model = initial_model(settings, 0)
+    model.load_state_dict(dict(parameters))
+    return model.eval()
+
+
+def chains(
+    settings: Settings, model: AttentionOnlyLM, tokens: Tensor, n_beta: float, seed: int, **more: Any
+) -> pf.Statistics:
+    """The chains of every head that χ comes from."""
+    posterior = pf.LocalPosterior(
+        model, pf.losses.next_token, tokens, n_beta=n_beta, localization=settings.localization
+    )
+    return pf.sample(
+        posterior, pf.SGLD(settings.lr), components=pf.attention_heads(model),
+        **{"probes": {"training": posterior.data}} | sampling(settings, seed) | more,
+    )  # fmt: skip
+
+
+def sampling(settings: Settings, seed: int) -> dict[str, Any]:
+    return {
+        "chains": settings.chains,
+        "draws": settings.draws,
+        "steps_between_draws": settings.steps_between_draws,
+        "antithetic": True,
+        "seed": seed,
+    }
+
+
+def modes_and_weights(settings: Settings, seed: int, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """χ of the base run's heads, its modes, and the weights of every other run."""
+    contexts, _, repeats = texts(settings, seed)
+    model = at(settings, parameters)
+    scores = repeats.head_scores(model)
+    predictable = predictable_by_induction(contexts.tokens)
+    statistics = chains(settings, model, contexts.tokens, settings.n_beta, seed)
+    chi = of_heads(statistics)
+    modes, similarity = towards_induction(pf.modes(chi, centre_data=False), predictable.flatten().numpy())
+    chosen = int(np.argmax(similarity))
+    weights: dict[str, Tensor] = {}
+    plans: dict[str, dict[str, Any]] = {}
+    for way, direction in zip(WAYS, (modes[chosen], -modes[chosen]), strict=True):
+        for strength in settings.strengths:
+            plan = pf.invert(chi, direction, strength=strength)
+            weights[f"{way} {strength:g}"] = torch.from_numpy(plan.weights.values).view(predictable.shape)
+            plans[f"{way} {strength:g}"] = {
+                name: plan.attrs[name]
+                for name in ("strength", "share_negative_before_policy", "share_zero", "effective_sample_size")
+            }
+    amplified = weights[f"amplified {settings.strengths[-1]:g}"]
+    for name in settings.controls:
+        if name == "no loss":
+            blind = of_heads(chains(settings, model, contexts.tokens, 0.0, seed)).assign_attrs(n_beta=settings.n_beta)
+            weights[name] = weights_without_loss(blind, predictable, settings.strengths[-1])
+        elif name == "gradient":
+            weights[name] = by_gradient(model, contexts.tokens, repeats, settings.strengths[-1])
+        else:
+            weights[name] = dealt_out(amplified, like(name, model, contexts.tokens), seed)
+    table, diagnostics, llc = modes.table, statistics.diagnostics(), statistics.llc()
+    first = [*range(2), *np.flatnonzero(contexts.domain == "quoted")[:2].tolist()]
+    return {
+        "weights": weights,
+        "plans": plans,
+        "chosen": chosen,
+        "similarity": similarity,
+        "scores": scores,
+        "heads": [str(name) for name in table["component"].values],
+        "modes": {
+            name: torch.from_numpy(np.asarray(table[name].values, dtype=np.float64))
+            for name in ("singular_value", "singular_value_error", "component_loading")
+        },
+        "noise_floor": float(table.attrs["noise_floor"]),
+        "data_loading": torch.from_numpy(table["data_loading"].values[chosen]).float(),
+        "extremes": extreme_tokens(modes[chosen], contexts),
+        "components": [
+            {
+                "component": name,
+                "llc": float(llc["llc"][index]),
+                "llc error": float(llc["llc_error"][index]),
+                "r_hat": float(diagnostics["r_hat"][index]),
+            }
+            for index, name in enumerate(statistics.component_names)
+        ],
+        "chi": torch.from_numpy(chi["chi"].values.reshape(len(chi["component"]), *predictable.shape)[:, first]).float(),
+        "shown": [str(name) for name in contexts.domain[first]],
+        "predictable": predictable,
+        "quoted": torch.from_numpy(contexts.domain == "quoted"),
+        "text_sha256": contexts.text_sha256,
+        "seconds of chains": float(statistics.attrs["seconds"]),
+    }
+
+
+def of_heads(statistics: pf.Statistics) -> xr.Dataset:
+    """χ of the heads alone."""
+    chi = statistics.susceptibilities()
+    return chi.sel(component=[name for name in chi["component"].values if name != "full"])
 
 
 def towards_induction(modes: pf.Modes, predictable: np.ndarray) -> tuple[pf.Modes, list[float]]:
@@ -235,261 +306,109 @@ def towards_induction(modes: pf.Modes, predictable: np.ndarray) -> tuple[pf.Mode
     return pf.Modes(table.transpose("mode", ...)), np.abs(similarity).tolist()
 
 
-def crossing(history: History, threshold: float) -> float:
-    """Step at which the induction score first reaches `threshold`, between the steps measured; NaN if it never does."""
-    for before, after in pairwise(history):
-        low, high = before["induction_score"], after["induction_score"]
-        if low < threshold <= high:
-            return before["step"] + (threshold - low) / (high - low) * (after["step"] - before["step"])
-    return float("nan")
+def weights_without_loss(chi: xr.Dataset, predictable: Tensor, strength: float) -> Tensor:
+    """Amplifying weights of the mode most like induction, of chains that feel no loss."""
+    modes, similarity = towards_induction(pf.modes(chi, centre_data=False), predictable.flatten().numpy())
+    plan = pf.invert(chi, modes[int(np.argmax(similarity))], strength=strength)
+    return torch.from_numpy(plan.weights.values).view(predictable.shape)
 
 
-def outcome_table(histories: Mapping[str, History]) -> Rows:
-    """One row a run: when the circuit formed, and how the run ended."""
-    threshold = histories["base"][-1]["induction_score"] / 2
-    base = crossing(histories["base"], threshold)
-    rows: Rows = []
-    for name in RUNS:
-        step = crossing(histories[name], threshold)
-        rows.append(
-            {
-                "run": name,
-                "circuit formed at step": step,
-                "relative to base": step / base,
-                "final induction score": histories[name][-1]["induction_score"],
-                "final loss on repeats": histories[name][-1]["loss_on_repeats"],
-                "final training loss": histories[name][-1]["loss"],
-            }
-        )
-    return rows
+def like(control: str, model: AttentionOnlyLM, tokens: Tensor) -> Tensor:
+    """Numbers of classes of tokens `[contexts, T]` within which a control deals out weights."""
+    with torch.no_grad():
+        losses = torch.cat([pf.losses.next_token(model, some) for some in tokens.split(256)])
+    if control == "length-matched":
+        return torch.arange(losses.shape[1]).expand(losses.shape)
+    if control == "loss-matched":
+        edges = torch.quantile(losses.flatten()[:: max(1, losses.numel() // 2**20)], torch.linspace(0, 1, 51)[1:-1])
+        return torch.bucketize(losses, edges)
+    return torch.zeros(losses.shape, dtype=torch.long)
 
 
-def in_words(rows: Rows, steps: int) -> list[str]:
-    """What the table says, sentence by sentence."""
-    formed = {row["run"]: row["circuit formed at step"] for row in rows}
-    base = formed["base"]
-    if np.isnan(base):
-        return ["The base run did not form the circuit, so nothing can be said of the others."]
-    said = [f"The base run formed the circuit at step {base:.0f} of {steps}."]
-    for name in RUNS[1:]:
-        step = formed[name]
-        if np.isnan(step):
-            said.append(f"The {name} run did not form it within {steps} steps.")
-        elif abs(step / base - 1) <= 0.1:
-            said.append(f"The {name} run formed it at step {step:.0f}, within 10 % of the base run.")
-        else:
-            said.append(
-                f"The {name} run formed it at step {step:.0f}, "
-                f"{max(step / base, base / step):.2f} times as {'late' if step > base else 'early'}."
-            )
-    return said
+def dealt_out(weights: Tensor, classes: Tensor, seed: int) -> Tensor:
+    """The same weights in another order, each in a place of the same class."""
+    generator = torch.Generator().manual_seed(seed)
+    places = torch.randperm(weights.numel(), generator=generator)
+    to = places[classes.flatten()[places].sort(stable=True).indices]
+    places = torch.arange(weights.numel())[classes.flatten().sort(stable=True).indices]
+    found = torch.empty_like(weights).flatten()
+    found[to] = weights.flatten()[places]
+    return found.view(weights.shape)
 
 
-def on_identity(findings: Findings) -> str:
-    """How well the chosen mode is told to be induction, by its tokens and by its heads."""
-    chosen, heads = findings["induction_mode"], len(findings["component_estimates"]) - 1
-    row = findings["modes"][chosen]
-    by_tokens, by_heads = row["r with predictable tokens"], row["r with head scores"]
-    verdict = "tell the same" if abs(by_heads) > 0.5 else "do not tell: it loads on heads with and without a part in it"
-    return (
-        f"Mode {chosen} is taken as induction by its tokens: its loadings correlate {by_tokens:.2f} with what "
-        f"induction can predict. Its heads {verdict} (correlation {by_heads:.2f} of loadings and attention "
-        f"scores, over {heads} heads)."
+def by_gradient(model: AttentionOnlyLM, tokens: Tensor, repeats: RepeatedStrings, strength: float) -> Tensor:
+    """Weights of that strength by how each token's loss goes down along the gradient of the loss on repeats."""
+    model = copy.deepcopy(model)
+    wanted = pf.losses.next_token(model, repeats.tokens)[repeats.repeats()].mean()
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(wanted, parameters)
+    step = STEP / float(torch.cat([each.flatten() for each in gradient]).norm())
+
+    def losses(length: float) -> Tensor:
+        with torch.no_grad():
+            for parameter, slope in zip(parameters, gradient, strict=True):
+                parameter.add_(slope, alpha=length)
+            found = torch.cat([pf.losses.next_token(model, some) for some in tokens.split(256)]).double()
+            for parameter, slope in zip(parameters, gradient, strict=True):
+                parameter.sub_(slope, alpha=length)
+        return found
+
+    aligned = losses(step) - losses(-step)
+    return non_negative(aligned - aligned.mean(), strength)
+
+
+def non_negative(direction: Tensor, strength: float) -> Tensor:
+    """Weights 1 + a·direction, cut at 0 and brought back to mean 1, with a such that rms(ρ − 1) is the strength."""
+
+    def weights(length: float) -> Tensor:
+        cut = (1 + length * direction / direction.square().mean().sqrt()).clamp(min=0)
+        return cut / cut.mean()
+
+    low, high = 0.0, 1.0
+    while float((weights(high) - 1).square().mean().sqrt()) < strength and high < 1e3:
+        high *= 2
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if float((weights(middle) - 1).square().mean().sqrt()) < strength else (low, middle)
+    return weights(high)
+
+
+def verification(
+    settings: Settings, seed: int, parameters: Mapping[str, Tensor], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Predicted against realised dμ of the heads, under amplifying weights at three strengths."""
+    contexts, _, _ = texts(settings, seed)
+    model = at(settings, parameters)
+    few = {"probes": {"training": contexts.tokens}, "loss_samples": min(256, len(contexts.tokens))}
+    chi = of_heads(chains(settings, model, contexts.tokens, settings.n_beta, seed, **few))
+    loading = found["data_loading"].double()
+    direction = chi["chi"][0].copy(data=loading.numpy())
+    plan = pf.invert(chi, direction, strength=settings.strengths[-1])
+    posterior = pf.LocalPosterior(
+        model, pf.losses.next_token, contexts.tokens, n_beta=settings.n_beta, localization=settings.localization
     )
-
-
-def token_classes(contexts: Contexts, predictable: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks over tokens: in the quoted domain or not, predictable by induction or not."""
-    quoted = np.repeat(contexts.domain == "quoted", len(predictable) // len(contexts.domain))
+    checked = pf.verify(
+        plan, posterior, pf.SGLD(settings.lr), fractions=(0.1, 0.3, 1.0), components=pf.attention_heads(model),
+        **sampling(settings, seed + 1) | {"probes": {"few": contexts.tokens[:2]}, "loss_samples": few["loss_samples"]},
+    )  # fmt: skip
+    kept = ("predicted", "predicted_error", "realised", "realised_error")
     return {
-        "quoted, seen before": quoted & predictable,
-        "quoted, first time": quoted & ~predictable,
-        "other text, seen before": ~quoted & predictable,
-        "other text": ~quoted & ~predictable,
+        **{name: torch.from_numpy(checked[name].values) for name in kept},
+        "component": [str(name) for name in checked["component"].values],
+        "strength": checked["strength"].values.tolist(),
+        "verdict": checked["verdict"].values.tolist(),
+        "radius": float(checked.attrs["radius"]),
     }
 
 
-def component_rows(statistics: pf.Statistics, chi: xr.Dataset, scores: Mapping[str, Mapping[str, float]]) -> Rows:
-    """λ̂ with its error, R̂, and how much of χ's variance over tokens is more than its error, by component."""
-    llc, diagnostics = statistics.llc(), statistics.diagnostics()
-    rows: Rows = []
-    for name in statistics.component_names:
-        own = chi.sel(component=name)
-        noise = float((own["chi_error"] ** 2).mean() / own["chi"].var())
-        rows.append(
-            {
-                "component": name,
-                "llc": float(llc["llc"].sel(component=name)),
-                "llc error": float(llc["llc_error"].sel(component=name)),
-                "mean loss shift": float(llc["mu"].sel(component=name)),
-                "r_hat": float(diagnostics["r_hat"].sel(component=name)),
-                "reliability of chi": max(0.0, 1.0 - noise),
-            }
-            | {
-                f"{kind.replace('_', ' ')} score": scores.get(name, {}).get(kind, float("nan"))
-                for kind in ("induction", "previous_token")
-            }
-        )
-    return rows
-
-
-def mode_rows(modes: pf.Modes, similarity: list[float], scores: Mapping[str, Mapping[str, float]]) -> Rows:
-    """Each mode's size, loadings on heads, and likeness to induction by tokens and by heads."""
-    names = [str(name) for name in modes.table["component"].values]
-    circuit = [max(scores[name].values()) for name in names]
-    return [
-        {
-            "mode": index,
-            "singular value": modes[index].singular_value,
-            "error": modes[index].singular_value_error,
-            "noise floor": float(modes.table.attrs["noise_floor"]),
-            "share": float(modes.table["share"][index]),
-        }
-        | dict(zip(names, modes[index].components.values.tolist(), strict=True))
-        | {
-            "r with predictable tokens": similarity[index],
-            "r with head scores": float(np.corrcoef(modes[index].components.values, circuit)[0, 1]),
-        }
-        for index in range(len(modes))
-    ]
-
-
-def plan_rows(
-    plans: Mapping[str, pf.Plan], weights: Mapping[str, xr.DataArray], classes: Mapping[str, np.ndarray]
-) -> Rows:
-    """The weights of each retrained run: their spread, and their mean on each class of tokens."""
-    rows: Rows = []
-    for name, each in weights.items():
-        attrs = plans[name if name in plans else "amplified"].attrs
-        rows.append(
-            {
-                "run": name,
-                "negative before policy": attrs["share_negative_before_policy"],
-                "at zero": attrs["share_zero"],
-            }
-            | {"effective tokens": float(each.values.sum() ** 2 / (each.values**2).sum())}
-            | {
-                f"ρ: {label}": float(each.values[mask].mean()) if mask.any() else float("nan")
-                for label, mask in classes.items()
-            }
-        )
-    return rows
-
-
-def extreme_tokens(mode: pf.Mode, contexts: Contexts) -> Rows:
+def extreme_tokens(mode: pf.Mode, contexts: Contexts) -> list[dict[str, Any]]:
     """The tokens the mode loads on most, either way, each with its domain and behind the text it follows."""
     return [
         {
-            "loading (rms 1)": row["loading"],
+            "loading (rms 1)": float(row["loading"]),
             "domain": str(contexts.domain[row["sample"]]),
-            "text so far": row["text so far"],
-            "token": row["token"],
+            "text so far": str(row["text so far"]),
+            "token": str(row["token"]),
         }
         for row in pf.extreme_data(mode, contexts.tokens, decode)
     ]
-
-
-def heat_map(chi: xr.Dataset, contexts: Contexts) -> Figure:
-    """χ on a context of each domain, two of the quoted."""
-    domains = sorted(set(contexts.domain))
-    samples = [
-        int(sample)
-        for domain in domains
-        for sample in np.flatnonzero(contexts.domain == domain)[: 2 if domain == "quoted" else 1]
-    ]
-    return figures.chi_heat_map(chi, samples, [str(contexts.domain[sample]) for sample in samples])
-
-
-def summary(findings: Findings, extreme: Rows) -> str:
-    """The findings as text."""
-    return "\n\n".join(
-        [
-            "components\n" + html.text_table(findings["component_estimates"]),
-            f"modes of χ over heads (mode {findings['induction_mode']} is taken as induction)\n"
-            + html.text_table(findings["modes"]),
-            "tokens that mode loads on most\n"
-            + html.text_table([row | {"text so far": str(row["text so far"])[-40:]} for row in extreme]),
-            "weights\n" + html.text_table(findings["plans"]),
-            "runs\n" + html.text_table(findings["runs"]),
-            "\n".join(
-                [
-                    on_identity(findings),
-                    *in_words(findings["runs"], findings["recipe"]["train_steps"]),
-                ]
-            ),
-            "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in findings["seconds"].items()),
-        ]
-    )
-
-
-def write(
-    folder: Path,
-    findings: Findings,
-    chi: xr.Dataset,
-    weights: Mapping[str, xr.DataArray],
-    pictures: Mapping[str, Figure],
-    extreme: Rows,
-) -> None:
-    """All results as files in `folder`."""
-    (folder / RESULTS).write_text(json.dumps(without_nan(findings), indent=1, allow_nan=False))
-    chi.to_netcdf(folder / "susceptibilities.nc", engine="scipy")
-    xr.Dataset(dict(weights)).to_netcdf(folder / "weights.nc", engine="scipy")
-    images = {name: figures.png(figure) for name, figure in pictures.items()}
-    for name, image in images.items():
-        (folder / f"{name}.png").write_bytes(image)
-    (folder / "report.html").write_text(report(findings, images, extreme))
-
-
-def without_nan(value: object) -> object:
-    """The same value with None for NaN, which JSON lacks."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [without_nan(each) for each in value]
-    return None if isinstance(value, float) and np.isnan(value) else value
-
-
-def report(findings: Findings, images: Mapping[str, bytes], extreme: Rows) -> str:
-    """The HTML report."""
-    parts = [
-        html.paragraph(
-            "A two-layer attention-only language model learns characters from four domains of text found on this "
-            "machine; "
-            "in one of them passages are quoted again. Chains on every head give the susceptibility of each head to "
-            "each "
-            "training token. The mode that goes with induction is turned into weights, and the model is trained again "
-            "from the same start. One seed: how far runs differ between seeds is not shown here."
-        ),
-        html.heading("What happened"),
-        *[html.paragraph(sentence) for sentence in in_words(findings["runs"], findings["recipe"]["train_steps"])],
-        html.table(findings["runs"]),
-        html.picture(images["curves"], "Induction score of the best head over training, for the four runs."),
-        html.heading("Susceptibilities"),
-        html.picture(
-            images["chi"],
-            "χ of tokens in a context of each domain, two of the quoted. Red: up-weighting the token raises the "
-            "component's mean loss "
-            "shift; blue: it lowers it, as for tokens that the component serves.",
-        ),
-    ]
-    for title, name in (("Components", "component_estimates"), ("Modes", "modes"), ("Weights", "plans")):
-        parts += [html.heading(title), html.table(findings[name])]
-        if name == "modes":
-            parts += [
-                html.paragraph(on_identity(findings)),
-                html.picture(
-                    images["mode"],
-                    "The mode taken as induction: its size, its heads beside scores measured apart from χ, its tokens.",
-                ),
-                html.table(extreme),
-            ]
-    parts += [
-        html.paragraph(
-            "R̂ far above 1 says that the chains are still on their way out from w* when their draws are taken: χ here "
-            "describes growing perturbations of each head, as in the published runs, not the stationary posterior. "
-            "The weights are used for their direction; at this strength linear response predicts no sizes."
-        ),
-        html.heading("How it was run"),
-        html.paragraph(json.dumps({name: findings[name] for name in ("recipe", "machine", "seconds", "text_sha256")})),
-    ]
-    return html.page("Patterning an induction circuit", parts)

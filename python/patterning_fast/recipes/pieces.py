@@ -8,8 +8,9 @@ import json
 import multiprocessing
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from types import TracebackType
@@ -91,28 +92,28 @@ class Pieces:
     def map(
         self, description: str, function: Callable[..., T], arguments: Mapping[str, tuple[Any, ...]]
     ) -> dict[str, T]:
-        """Parts `function(*arguments)` by name, each in a process of one thread, as many at once as torch has threads.
+        """Parts `function(*arguments)` by name, each on one thread, as many at once as torch has threads.
 
+        They run in processes, which show no progress bars of their own (`shows_progress`); one alone runs here.
         `function` must be one of a module, and its arguments such as can be sent to another process.
         """
         missing = [name for name in arguments if not self.path(name).exists()]
-        threads = min(torch.get_num_threads(), len(missing))
-        bar = tqdm(total=len(arguments), initial=len(arguments) - len(missing), desc=description, unit="part")
-        with bar:
-            if threads:
-                context = multiprocessing.get_context("spawn")  # a fork would inherit the locks of OpenMP's threads
-                pool = ProcessPoolExecutor(threads, context, initializer=on_one_thread)
-                try:
-                    running = {pool.submit(timed, function, arguments[name]): name for name in missing}
-                    for done in as_completed(running):
-                        self.write(running[done], *done.result())
-                        bar.update()
-                except BaseException:
-                    for process in list((pool._processes or {}).values()):  # no other way to stop what runs
-                        process.terminate()
-                    raise
-                finally:
-                    pool.shutdown(wait=True, cancel_futures=True)
+        threads = torch.get_num_threads()
+        if min(threads, len(missing)) == 1:
+            torch.set_num_threads(1)
+            try:
+                for at, name in enumerate(missing, 1):
+                    print(f"{description}: {name}, {at} of {len(missing)}", file=sys.stderr)
+                    self.write(name, *timed(function, arguments[name]))
+            finally:
+                torch.set_num_threads(threads)
+        elif missing:
+            wanted = {name: arguments[name] for name in missing}
+            done = len(arguments) - len(missing)
+            with tqdm(total=len(arguments), initial=done, desc=description, unit="part") as bar:
+                for name, value, seconds in in_processes(threads, function, wanted):
+                    self.write(name, value, seconds)
+                    bar.update()
         return {name: self.read(name) for name in arguments}
 
     def path(self, name: str) -> Path:
@@ -130,6 +131,32 @@ class Pieces:
         torch.save({"value": value, "seconds": seconds}, partial)
         flush_to_disk(partial)
         partial.replace(self.path(name))
+
+
+def in_processes(
+    threads: int, function: Callable[..., T], arguments: Mapping[str, tuple[Any, ...]]
+) -> Iterator[tuple[str, T, float]]:
+    """Name, result and seconds of each call, as they come."""
+    # A fork of this process would inherit the locks of OpenMP's threads; one of a server that has none does not, and
+    # need not import torch again.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__])
+    pool = ProcessPoolExecutor(min(threads, len(arguments)), context, initializer=on_one_thread)
+    try:
+        running = {pool.submit(timed, function, each): name for name, each in arguments.items()}
+        for done in as_completed(running):
+            yield running[done], *done.result()
+    except BaseException:
+        for process in list((pool._processes or {}).values()):  # no other way to stop what runs
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def shows_progress() -> bool:
+    """Whether this process has the terminal to itself: one of several would draw its bars over theirs."""
+    return multiprocessing.parent_process() is None
 
 
 def on_one_thread() -> None:

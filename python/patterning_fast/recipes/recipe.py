@@ -33,6 +33,7 @@ class Recipe:
     settings: Any
     """The module's own `Settings`, a dataclass whose fields all have defaults."""
     did_not_work: list[str]
+    """What was tried at other settings, in sentences."""
 
 
 def read_recipe(path: Path, quick: bool) -> Recipe:
@@ -73,16 +74,23 @@ def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
-def run(path: Path, out: Path | None, quick: bool) -> str:
-    """Run the recipe of a file into the folder `out` and return a summary for the terminal.
+def run_file(path: Path, out: Path | None, quick: bool) -> str:
+    """Run the recipe of a file into the folder `out`, results/NAME if None; a summary for the terminal.
+
+    Raises what `read_recipe` and `run` raise.
+    """
+    command = f"patterning-fast run {path.as_posix()}" + (" --quick" if quick else "")
+    return run(read_recipe(path, quick), out or Path("results") / (path.stem + ("-quick" if quick else "")), command)
+
+
+def run(recipe: Recipe, out: Path, command: str) -> str:
+    """Run a recipe into the folder `out` and return a summary for the terminal.
 
     Parts that are done are kept in a folder `OUT.parts` until the end: the same command goes on from them.
 
-    Raises what `read_recipe` raises, OSError where `out` cannot be written, ValueError where it holds parts of a run
-    with other settings, and what the recipe raises.
+    Raises OSError where `out` cannot be written, ValueError where `OUT.parts` are of a run with other settings, and
+    what the recipe raises.
     """
-    recipe = read_recipe(path, quick)
-    out = out or Path("results") / (path.stem + ("-quick" if quick else ""))
     code = hashlib.sha256(inspect.getsource(recipe.module).encode()).hexdigest()[:16]
     made = {"settings": asdict(recipe.settings), "patterning_fast": version("patterning_fast"), "code": code}
     with (
@@ -91,7 +99,7 @@ def run(path: Path, out: Path | None, quick: bool) -> str:
     ):
         found = recipe.module.run(recipe.settings, pieces)
         made |= {
-            "command": f"patterning-fast run {path.as_posix()}" + (" --quick" if quick else ""),
+            "command": command,
             "did_not_work": recipe.did_not_work,
             "machine": {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
             "seconds": {"all": pieces.time_spent(), **pieces.seconds},
