@@ -34,7 +34,7 @@ def test_parts_are_computed_once(tmp_path: Path) -> None:
     for _ in range(2):
         with Pieces(tmp_path / "parts", SETTINGS) as pieces:
             assert pieces.of("a part/of it", compute) == {"loss": 0.5}
-            assert pieces.seconds["a part/of it"] >= 0
+            assert pieces.core_seconds["a part/of it"] >= 0
     assert len(calls) == 1
 
 
@@ -105,7 +105,13 @@ def test_findings_in_files(tmp_path: Path) -> None:
         data={"weights": [{"sample": 0, "weight": 1.5}, {"sample": 1, "weight": 0.5}]},
     )
     machine = {"processor": "abacus", "threads": 2}
-    made = {"command": "run it", "did_not_work": ["Less."], "machine": machine, "seconds": {"all": 90.0}}
+    made = {
+        "command": "run it",
+        "did_not_work": ["Less."],
+        "machine": machine,
+        "seconds": 100.0,
+        "core_seconds": {"a": 60.0, "b": 120.0},
+    }
     folder = tmp_path / "results" / "one"
     folder.mkdir(parents=True)
     write(folder, findings, made)
@@ -115,7 +121,7 @@ def test_findings_in_files(tmp_path: Path) -> None:
     page = results_page([folder], tmp_path)
     for expected in (
         "## A result", "It came out at 0.4", "| base | 0.123 |", "| other | – |", "![A line.](results/one/line.png)",
-        "- Less.", "`run it`: 2 min on 2 threads of abacus; seeds 0, 1.",
+        "- Less.", "`run it`: 3 core-minutes, here in 2 min, on 2 threads of abacus; seeds 0, 1.",
     ):  # fmt: skip
         assert expected in page
     assert "Less." in (folder / "report.html").read_text()

@@ -96,7 +96,8 @@ def results_page(folders: Sequence[Path], beside: Path) -> str:
     for folder in folders:
         found = json.loads((folder / RESULTS).read_bytes())
         at = folder.relative_to(beside).as_posix()
-        seconds, machine = float(found["seconds"]["all"]), found["machine"]
+        minutes, cores = found["seconds"] / 60, sum(found["core_seconds"].values()) / 60
+        machine = found["machine"]
         parts += [f"## {found['title']}", f"**Claim.** {found['claim']}", f"**Goal.** {found['goal']}"]
         parts += ["**What came out.** " + " ".join(found["said"])]
         parts += [f"![{caption}]({at}/{name}.png)\n\n{caption}" for name, caption in found["pictures"].items()]
@@ -105,8 +106,8 @@ def results_page(folders: Sequence[Path], beside: Path) -> str:
         if found["did_not_work"]:
             parts += ["**What did not work.**", "\n".join(f"- {each}" for each in found["did_not_work"])]
         parts += [
-            f"**How.** `{found['command']}`: {seconds / 60:.0f} min on {machine['threads']} threads of "
-            f"{machine['processor']}; seeds {', '.join(map(str, found['seeds']))}."
+            f"**How.** `{found['command']}`: {cores:.0f} core-minutes, here in {minutes:.0f} min, on "
+            f"{machine['threads']} threads of {machine['processor']}; seeds {', '.join(map(str, found['seeds']))}."
         ]
     return "\n\n".join(parts) + "\n"
 

@@ -33,7 +33,7 @@ class Pieces:
     """Parts of one run in `folder`, by name; held by one process at a time. Use as a context manager.
 
     A part is a tree of dictionaries, lists, numbers, strings and tensors. It is written whole or not at all, with the
-    seconds it took.
+    seconds that cores spent on it, which do not depend on what else runs as the clock does.
 
     Raises ValueError where the folder holds parts of a run with other settings, BlockingIOError where another process
     holds it.
@@ -48,7 +48,7 @@ class Pieces:
         except BlockingIOError:
             self.lock.close()
             raise BlockingIOError(f"another run holds {folder}: wait for it, or choose another --out") from None
-        self.seconds: dict[str, float] = {}
+        self.core_seconds: dict[str, float] = {}
         """What each part took."""
         self.started = time.monotonic()
         record, wanted = folder / SETTINGS, json.loads(json.dumps(settings))
@@ -85,8 +85,7 @@ class Pieces:
         """The part of that name: from disk, or computed and kept."""
         if self.path(name).exists():
             return self.read(name)
-        started = time.monotonic()
-        self.write(name, compute(), time.monotonic() - started)
+        self.write(name, *timed(compute, ()))
         return self.read(name)
 
     def map(
@@ -123,12 +122,12 @@ class Pieces:
 
     def read(self, name: str) -> Any:
         kept = torch.load(self.path(name), weights_only=True)
-        self.seconds[name] = kept["seconds"]
+        self.core_seconds[name] = kept["core_seconds"]
         return kept["value"]
 
-    def write(self, name: str, value: object, seconds: float) -> None:
+    def write(self, name: str, value: object, core_seconds: float) -> None:
         partial = self.folder / "partial"
-        torch.save({"value": value, "seconds": seconds}, partial)
+        torch.save({"value": value, "core_seconds": core_seconds}, partial)
         flush_to_disk(partial)
         partial.replace(self.path(name))
 
@@ -166,9 +165,9 @@ def on_one_thread() -> None:
 
 
 def timed(function: Callable[..., T], arguments: tuple[Any, ...]) -> tuple[T, float]:
-    """A function's result and the seconds it took."""
-    started = time.monotonic()
-    return function(*arguments), time.monotonic() - started
+    """A function's result and the seconds that cores spent on it."""
+    started = time.process_time()
+    return function(*arguments), time.process_time() - started
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -102,7 +102,8 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
             "command": command,
             "did_not_work": recipe.did_not_work,
             "machine": {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
-            "seconds": {"all": pieces.time_spent(), **pieces.seconds},
+            "seconds": pieces.time_spent(),
+            "core_seconds": pieces.core_seconds,
         }
         write(folder, found, made)
         pieces.remove()
