@@ -92,7 +92,11 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
     what the recipe raises.
     """
     code = hashlib.sha256(inspect.getsource(recipe.module).encode()).hexdigest()[:16]
-    made = {"settings": asdict(recipe.settings), "patterning_fast": version("patterning_fast"), "code": code}
+    made: dict[str, Any] = {
+        "settings": asdict(recipe.settings),
+        "patterning_fast": version("patterning_fast"),
+        "code": code,
+    }
     with (
         output_folder(out, EXPECTED_BYTES) as folder,
         Pieces(out.absolute().with_name(f"{out.name}.parts"), made) as pieces,
