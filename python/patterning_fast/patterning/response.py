@@ -15,6 +15,9 @@ from patterning_fast.engine.workers import one_thread_each
 BLOCK = 1 << 20
 """Numbers in a block: 8 MB once in double, which stays in cache between the two products that a pass makes of it."""
 
+PANEL = 128
+"""Components at a time of the matrix of inner products, of which half is enough."""
+
 STRIPES = 16
 """Parts of the data that are worked on side by side, however many threads there are: sums have one order."""
 
@@ -64,15 +67,18 @@ class Response:
     def gram(self) -> np.ndarray:
         """R·Rᵀ `[components, components]`."""
         mean = torch.from_numpy(self.mean)[:, None]
+        panels = [slice(start, start + PANEL) for start in range(0, self.components, PANEL)]
 
         def stripe(parts: Iterator[tuple[slice, Tensor]]) -> Tensor:
             gram = torch.zeros(self.components, self.components, dtype=torch.float64)
             for where, block in parts:
                 block.sub_(mean).mul_(torch.from_numpy(np.sqrt(self.counts[where])))
-                gram.addmm_(block, block.T)
+                for rows in panels:  # on and under the diagonal: the rest is the same again
+                    gram[rows.start :, rows].addmm_(block[rows.start :], block[rows].T)
             return gram
 
-        return self.scale**2 * self.sum(stripe)
+        lower = np.tril(self.sum(stripe))
+        return self.scale**2 * (lower + np.tril(lower, -1).T)
 
     def along(self, combination: np.ndarray) -> np.ndarray:
         """Rᵀ·combination: what each datum does to a combination of components `[data]`."""
