@@ -93,7 +93,7 @@ def linear_response(
             is none wait until the first are done.
 
     Returns `chi`, `chi_error`, `chi_group` (by chain), `chi_reliability` and `chains_for_r_0.9`, as
-    `Statistics.susceptibilities()` does.
+    `Statistics.susceptibilities()` does; no `r_hat` and `ess`, since these chains leave no traces of φ.
 
     Raises:
         TypeError, ValueError: input that cannot work, before any sampling; trajectory_bytes too few for one chain of

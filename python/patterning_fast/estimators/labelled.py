@@ -30,8 +30,6 @@ SIGN = {
 }
 """What a positive value of each estimate means."""
 
-HEALTH = "whether the chains have mixed: r_hat and ess by component of diagnostics()"
-
 
 def labelled(
     name: str,

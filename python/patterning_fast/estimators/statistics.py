@@ -15,8 +15,8 @@ from torch import Tensor
 from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.estimators.comoments import Comoments, Means, pseudo_values, unbiased_covariance
 from patterning_fast.estimators.labelled import (
-    HEALTH,
     SIGN,
+    Variable,
     chains_for_target,
     labelled,
     reliabilities,
@@ -40,7 +40,8 @@ class Statistics:
     """The streaming statistics of one call of `sample`; its methods return labelled estimates with errors.
 
     Chains that diverged are left out, with the others of their bundle where totals were too large for every chain to
-    have its own. A component with fewer than two groups of healthy chains has estimates of NaN.
+    have its own. A component with fewer than two groups of healthy chains has estimates of NaN. Each estimate has
+    `r_hat` and `ess` beside it, by component: those of φ in `diagnostics()`.
     """
 
     plan: ChainPlan
@@ -75,9 +76,29 @@ class Statistics:
         """`grouped` without losses: small, however many are tracked."""
         return self.by_groups(self.totals.of_observables())
 
+    @cached_property
+    def phi_mixing(self) -> dict[str, Variable]:
+        """R̂ and bulk effective sample size of φ by component, of healthy chains (Vehtari et al. 2021)."""
+        healthy = []
+        for at in range(len(self.plan.components)):
+            rows = self.rows(at)
+            healthy.append(self.traces.phi[rows][~self.traces.diverged[rows]].numpy())
+        described = {
+            "r_hat": ("rhat", "rank-normalised R-hat of phi over chains", "1"),
+            "ess": ("ess", "bulk effective sample size of phi", "draws"),
+        }
+        return {
+            name: (
+                "component",
+                np.array([chain_statistic(function, each) for each in healthy]),
+                {"long_name": text, "units": units},
+            )
+            for name, (function, text, units) in described.items()
+        }
+
     def said(self, result: xr.Dataset, sign: str) -> xr.Dataset:
-        """An estimate with how its sign is to be read, and where the health of its chains is."""
-        return result.assign_attrs(self.attrs, sign=SIGN[sign], health=HEALTH)
+        """An estimate with how its sign is to be read, and R̂ and effective sample size of the chains it is from."""
+        return result.assign(self.phi_mixing).assign_attrs(self.attrs, sign=SIGN[sign])
 
     def by_groups(self, totals: Comoments) -> Comoments:
         """Totals by bundle, joined to totals by group."""
@@ -299,7 +320,6 @@ class Statistics:
             torch.stack([trace[each] for each in rows]).numpy()
             for trace in (traces.phi, traces.distance, traces.observables, traces.diverged)
         )
-        healthy = [each[~lost] for each, lost in zip(phi, diverged, strict=True)]
         square, variance = traces.gradient_noise.view(len(names), len(self.plan.settings), 2)[:, self.setting].T.numpy()
         lr, n_beta, batch = self.attrs["lr"], self.attrs["n_beta"], self.attrs["batch_size"]
         # The mean over units has variance / units of noise in its square.
@@ -313,8 +333,7 @@ class Statistics:
                 "phi": ((*by_chain, "draw"), phi, {"long_name": "L(w) - L(w*)", "units": "nats"}),
                 "distance": ((*by_chain, "draw"), distance, {"long_name": "|w - w*|", "units": "1"}),
                 "diverged": (by_chain, diverged, {"long_name": "frozen and left out", "units": "1"}),
-                "r_hat": (by_component, np.array([chain_statistic("rhat", each) for each in healthy])),
-                "ess": (by_component, np.array([chain_statistic("ess", each) for each in healthy])),
+                **self.phi_mixing,
                 "observables": ((*by_chain, "observable", "draw"), watched, {"long_name": "the user's observables"}),
                 "observable_r_hat": (of_observables, self.mixing("rhat", watched, diverged)),
                 "observable_ess": (of_observables, self.mixing("ess", watched, diverged)),
