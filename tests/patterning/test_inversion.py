@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 import patterning_fast as pf
+from patterning_fast.patterning.estimates import by_datum
 from patterning_fast.patterning import response as response_module
 from tests.patterning.chi import made_up_chi
 from tests.truth.linear_regression import linear_regression
@@ -286,12 +287,18 @@ def test_directions_in_the_noise_are_not_inverted() -> None:
         pf.invert(made_up_chi(matrix, error=0.1), {"c2": 1.0})
 
 
-def test_predicted_error_is_the_groups_scatter() -> None:
+def test_predicted_error_is_the_groups_scatter_and_that_of_the_square_of_noise() -> None:
     _, chi = random_chi(error=0.05)
+    for target in ({"c0": 1.0}, xr.DataArray(np.arange(COUNT), dims="sample")):
+        plan = pf.invert(chi, target, strength=0.3)
+        change = 10.0 / COUNT * (plan.weights.values - 1)
+        error = (chi["chi_group"].values @ change).std(1, ddof=1) / 2
+        square = chi["chi"].values @ change - plan.predicted["dmu"].values
+        directions = by_datum(chi).noise_directions
+        assert (abs(square).max() > 1e-6) == plan.attrs["made_from_chi"] == isinstance(target, dict)
+        assert np.allclose(plan.predicted["dmu_error"], np.hypot(error, square / directions**0.5))
     plan = pf.invert(chi, {"c0": 1.0}, strength=0.3)
     change = 10.0 / COUNT * (plan.weights.values - 1)
-    groups = chi["chi_group"].values @ change
-    assert np.allclose(plan.predicted["dmu_error"], groups.std(1, ddof=1) / 2)
     assert 0.2 < float(plan.predicted["dmu_error"].mean()) / (0.05 * np.linalg.norm(change)) < 3
 
 

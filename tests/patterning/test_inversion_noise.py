@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 
 import patterning_fast as pf
@@ -11,6 +14,7 @@ from patterning_fast.patterning.estimates import by_datum
 from patterning_fast.patterning.regularization import Regularization, spectrum
 from patterning_fast.patterning.response import response_of
 from tests.patterning.chi import made_up_chi
+from tests.patterning.noisy_chi import noisy_chi, planted
 
 COMPONENTS, DATA, N_BETA = 12, 1200, 10.0
 
@@ -87,6 +91,52 @@ def test_what_is_predicted_is_what_noise_lets_through(directions: int, regulariz
     # that the change was made from, promises several errors more than what happens.
     assert 0.9 < np.sqrt(np.mean(np.square(z))) < 1.5
     assert np.sqrt(np.mean(np.square(promised))) > 3
+
+
+def first_mode(chi: xr.Dataset) -> pf.Mode:
+    """The first of `modes(chi, centre_data=False)`, without the bootstrap of its errors."""
+    values = chi["chi"].values - chi["chi"].values.mean(1, keepdims=True)
+    _, singular, right = np.linalg.svd(values / values.std(1, keepdims=True), full_matrices=False)
+    loadings = xr.DataArray(right[0], dims="sample", coords={"sample": chi["sample"]})
+    return pf.Mode(xr.DataArray(np.ones(len(values)), dims="component"), loadings, float(singular[0]), 0.0, True)
+
+
+def target_of(kind: str, chi: xr.Dataset, truth: np.ndarray, generator: np.random.Generator) -> Any:
+    """A target of that kind; those from elsewhere lie partly along the truth, and know nothing of the noise of χ."""
+
+    def contributions(values: np.ndarray) -> xr.Dataset:
+        seen = values + 0.5 * generator.standard_normal(len(values))
+        return xr.Dataset({"contribution": ("sample", seen), "contribution_error": ("sample", np.full(len(seen), 0.5))})
+
+    row = truth[0] / truth[0].std()
+    if kind == "components":
+        return {"c0": 1.0}
+    if kind == "mode":
+        return first_mode(chi)
+    if kind == "mode of another estimate":
+        return first_mode(noisy_chi(truth, 0.2, generator, groups=8, directions=20))
+    if kind == "array":
+        return xr.DataArray(row + generator.standard_normal(len(row)), dims="sample")
+    return pf.between_solutions(contributions(np.zeros(len(row))), contributions(row))
+
+
+@pytest.mark.parametrize("kind", ["components", "mode", "mode of another estimate", "array", "between solutions"])
+def test_intervals_of_predictions_cover(kind: str) -> None:
+    """Of 200 repeats, 95 % intervals of every component hold what happens in 90 to 99 %, whatever the target."""
+    inside = []
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        truth = planted([20.0, 15.0, 12.0], 3, 150, generator)
+        chi = noisy_chi(truth, 0.2, generator, groups=8, directions=(None, 20)[seed % 2])
+        wanted = target_of(kind, chi, truth, generator)
+        plan = pf.invert(chi, wanted, strength=0.3, negative_weights="allow")
+        assert plan.attrs["made_from_chi"] == (kind in ("components", "mode"))
+        apart = plan.predicted["dmu"] - realised(truth, plan.weights.values)
+        inside.append(abs(apart) < scipy.stats.t.ppf(0.975, 7) * plan.predicted["dmu_error"])
+    covered = np.mean(inside, 0)  # with a binomial standard error of 0.015
+    assert covered.min() > 0.9, covered
+    assert covered.max() < 0.99, covered
+    assert abs(covered.mean() - 0.95) < 0.03, covered
 
 
 def test_a_target_in_the_noise_is_refused_with_the_nearest_that_is_not() -> None:

@@ -44,19 +44,57 @@ def test_error_bars_of_regression_cover() -> None:
         assert abs(np.mean(z)) < 0.6  # 4 standard errors of a mean of 50
 
 
-def test_superposition_moves_as_predicted() -> None:
-    torch.manual_seed(0)
+def superposition(seed: int) -> tuple[pf.LocalPosterior, torch.Tensor]:
+    """A trained toy model's posterior, and the eigenvalues of its mean loss's Hessian."""
+    torch.manual_seed(seed)
     model, x = TiedAutoencoder(5), torch.rand(30, 5) * (torch.rand(30, 5) < 0.4)
     pf.train(model, (x, x), pf.losses.squared_error, steps=1500, batch_size=30, lr=1e-2, progress=False)
+    shapes = {name: each.shape for name, each in model.named_parameters()}
+
+    def loss(flat: torch.Tensor) -> torch.Tensor:
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        there = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return 0.5 * (torch.func.functional_call(model, there, (x,)) - x).square().sum(1).mean()
+
+    flat = nn.utils.parameters_to_vector(model.parameters()).detach()
+    hessian = torch.autograd.functional.hessian(loss, flat)
     posterior = pf.LocalPosterior(model, pf.losses.squared_error, (x, x), n_beta=60.0, localization=60.0)
-    sampler, sampling = pf.SGLD(2e-3), SAMPLING | {"steps_between_draws": 20, "chains": 64}
-    statistics = pf.sample(posterior, sampler, **sampling)
-    assert statistics.attrs["engine"] == "native"
-    plan = pf.invert(statistics.susceptibilities(), {"full": -1.0}, strength=0.2)
-    checked = pf.verify(plan, posterior, sampler, seed=1, **sampling)
-    assert float(abs(checked["z"][0]).max()) < 5
-    assert checked["verdict"].values[0] == "kept"
-    assert float(checked["realised"].sel(component="full")[-1]) < 0
+    return posterior, torch.linalg.eigvalsh(hessian)
+
+
+def test_superposition_moves_as_predicted_but_for_the_length_of_steps() -> None:
+    """Over 16 repeats on two models: predictions are too large by 1 + K, K = lr/2·(n_beta·h + localization).
+
+    A chain of finite steps fluctuates by so much more than it responds (docs/architecture.md, decision 23). What is
+    realised bends with strength, by 0.4 to 0.6 of it: its slope at 0 is taken from two strengths.
+    """
+    lr, predicted, slopes, errors, verdicts = 2e-3, [], [], [], []
+    smallest, largest = np.inf, 0.0
+    few = SAMPLING | {"chains": 32, "draws": 12, "burn_in": 4, "steps_between_draws": 20}
+    for model in (0, 1):
+        posterior, curvature = superposition(model)
+        k = lr / 2 * (60 * curvature + 60)
+        smallest, largest = min(smallest, float(k.min())), max(largest, float(k.max()))
+        for repeat in range(8):
+            statistics = pf.sample(posterior, pf.SGLD(lr), seed=2 * repeat, **few | {"chains": 64, "draws": 20})
+            assert statistics.attrs["engine"] == "native"
+            plan = pf.invert(statistics.susceptibilities(), {"full": -1.0}, strength=0.2)
+            checked = pf.verify(plan, posterior, pf.SGLD(lr), fractions=[0.25, 0.5], seed=2 * repeat + 1, **few)
+            near, far = checked["realised"].values[:, 0] / [0.25, 0.5]
+            slopes.append(2 * near - far)
+            predicted.append(float(plan.predicted["dmu"][0]))
+            errors.append(float(np.hypot(plan.predicted["dmu_error"][0], 3 * checked["realised_error"][1, 0])))
+            verdicts += checked["verdict"].values.tolist()
+    slope, expected = np.array(slopes), np.array(predicted)
+    assert (slope < 0).all()
+    ratio = slope.sum() / expected.sum()
+    error = 4 * (slope - ratio * expected).std() * 4 / abs(expected.sum())  # 4 standard errors, of 16
+    assert 0.01 < error < 0.12
+    assert 1 / (1 + largest) - error < ratio < 1 / (1 + smallest) + error
+    z = ((1 + (smallest + largest) / 2) * slope - expected) / errors
+    # 12 of 16 and fewer have a chance of 1 % at 95 %.
+    assert (abs(z) < scipy.stats.t.ppf(0.975, 15)).sum() > 12
+    assert verdicts.count("kept") > 24  # deviations of 0.13 ± 0.08 are above the tolerance, 0.25, at 7 %
 
 
 def test_a_small_language_model_moves_as_predicted() -> None:

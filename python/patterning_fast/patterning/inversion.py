@@ -60,6 +60,11 @@ def invert(
         unit: a coordinate over the data of χ ("sample", or "document" and "domain" where they have been assigned):
             weights are then the same for all data of a unit.
 
+    Weights made from χ, for components, by a function, or along one of its modes, fit its noise: what χ·(ρ − 1) says of
+    them is shrunk to signal. For a direction from elsewhere it is unbiased and stands as it is. `made_from_chi` in the
+    plan's `attrs` says which: whether the direction is a combination of χ's rows. An array is taken to be from
+    elsewhere where rows span all the data, and a mode to be one of χ.
+
     χ by group may be opened from disk: it is read twice, in blocks. What is held is χ, as it is stored, and little
     else.
 
@@ -87,14 +92,19 @@ def invert(
     if strength is not None and not callable(target):
         aim = aim.of_strength(strength)
     change = aim.response.along(aim.rows @ aim.amounts)
+    made_from_chi = True
+    if isinstance(target, Mode | xr.DataArray):  # rows that span all data tell nothing: modes are then taken for χ's
+        spanned = isinstance(target, Mode) or int(found.exists.sum()) < response.data - 1
+        made_from_chi = spanned and found.spans(response, change)
     negative = float(estimates.counts @ (change < -1)) / response.total
     constraints = constraints or Constraints()
     weights = bounded(aim, change, negative_weights, constraints, names)
-    variables = predictions(response, estimates, found, weights, aim.asked)
+    variables = predictions(response, estimates, found, weights, aim.asked, made_from_chi)
     predicted = xr.Dataset(variables, coords={"component": chi["component"].values})
     upper = math.inf if constraints.cap is None else constraints.cap
     attrs = {
         **report(predicted, found, weights, estimates.counts, upper),
+        "made_from_chi": made_from_chi,
         "negative_weights": negative_weights,
         "regularization": regularization,
         "share_negative_before_policy": negative,

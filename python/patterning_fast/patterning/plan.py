@@ -47,19 +47,29 @@ class Plan:
 
 
 def predictions(
-    response: Response, estimates: Estimates, spectrum: Spectrum, weights: np.ndarray, asked: np.ndarray | None
+    response: Response,
+    estimates: Estimates,
+    spectrum: Spectrum,
+    weights: np.ndarray,
+    asked: np.ndarray | None,
+    made_from_chi: bool,
 ) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
-    """The variables of a plan's `predicted`, from weights by unit of data `[data]`."""
+    """The variables of a plan's `predicted`, from weights by unit of data `[data]`.
+
+    χ·change is unbiased for weights that know nothing of χ's noise. Weights made from χ follow it, and the square of
+    noise that the product then holds is taken off. That square varies by 2/directions of its own, squared; half of
+    this is in the scatter of groups, each of which meets the noise in the weights, and half is added.
+    """
     change = weights - 1.0
-    expected = spectrum.expected(response.of(change))
+    product = response.of(change)
+    expected = spectrum.expected(product) if made_from_chi else product
+    error = estimates.response_error(change, response.scale * response.total)
+    error = np.hypot(error, (product - expected) / math.sqrt(estimates.noise_directions))
     nowhere = np.full(len(expected), np.nan)
     stays = np.zeros(len(expected), dtype=bool) if asked is None else asked == 0
     by_component = {
         "dmu": (expected, "expected change of mu"),
-        "dmu_error": (
-            estimates.response_error(change, response.scale * response.total),
-            "standard error of the expected change of mu",
-        ),
+        "dmu_error": (error, "standard error of the expected change of mu"),
         "asked": (nowhere if asked is None else asked, "change of mu that was asked for"),
         "leakage": (np.where(stays, expected, np.nan), "change of mu of components that should stay"),
     }

@@ -18,6 +18,9 @@ Regularization = Literal["wiener", "truncated", "none"]
 CUTOFF = 1e-7
 """Singular values under this share of the largest are zero: the Gram matrix squares them, in 16 digits."""
 
+OUTSIDE = 1e-6
+"""Share of a direction's square that rounding may leave outside the rows of χ that it was made from."""
+
 
 @dataclass(frozen=True)
 class Spectrum:
@@ -42,6 +45,11 @@ class Spectrum:
         return np.maximum(0.0, 1.0 - 1.0 / np.maximum(self.singular, 1e-300) ** 2)
 
     @cached_property
+    def exists(self) -> np.ndarray:
+        """Which directions are more than rounding `[directions]`."""
+        return self.singular > CUTOFF * self.singular[0] if len(self.singular) else np.zeros(0, dtype=bool)
+
+    @cached_property
     def inverted(self) -> np.ndarray:
         """Change along each right singular vector for one unit of target along the left one `[directions]`.
 
@@ -49,8 +57,7 @@ class Spectrum:
         it when each direction is shrunk to its signal, f·s, and makes the mean square of what is then realised less
         what is wanted least: f·s / ((f·s)² + crowding).
         """
-        s, f = self.singular, self.signal
-        some = s > CUTOFF * s[0] if len(s) else np.zeros(0, dtype=bool)
+        s, f, some = self.singular, self.signal, self.exists.copy()
         safe = np.where(some, s, 1.0)
         if self.regularization == "wiener":
             return np.where(some, f * safe / ((f * safe) ** 2 + self.crowding), 0.0)
@@ -87,8 +94,17 @@ class Spectrum:
         trusted = self.left[:, self.trusted]
         return self.noise * (trusted @ (trusted.T @ (wanted / self.noise)))
 
+    def spans(self, response: Response, direction: np.ndarray) -> bool:
+        """Whether a direction `[data]` of mean 0 is a combination of χ's rows, as the modes of χ are."""
+        along = self.left.T @ (response.of(direction) / self.noise)
+        inside = float(np.sum((along[self.exists] / self.singular[self.exists]) ** 2))
+        return inside > (1.0 - OUTSIDE) * float(response.counts @ direction**2)
+
     def expected(self, response: np.ndarray) -> np.ndarray:
-        """dμ to be expected where χ with its noise says `response` `[components]`: each direction times its signal."""
+        """dμ to be expected where weights made from χ have `response` `[components]`: each direction times its signal.
+
+        Weights made of χ's rows follow their noise, whose square the response then has beside its signal.
+        """
         return self.noise * (self.left @ (self.signal * (self.left.T @ (response / self.noise))))
 
 

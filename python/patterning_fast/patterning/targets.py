@@ -139,6 +139,10 @@ def between_solutions(
     (arXiv:2601.13548). Each difference is shrunk by its error: d·τ²/(τ² + error²), with τ² the variance of the true
     differences.
 
+    Errors of the two add in squares, which takes them for independent: sample the solutions with different seeds. With
+    one seed chains share noise and minibatches, and differences are most often known better than is said here, and
+    shrunk more than they need be.
+
     Args:
         favoured, other: what `contributions()` returns of each solution, over the same data; or any `variable` with
             its standard error as `VARIABLE_error`.
