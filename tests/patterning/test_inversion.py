@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 import patterning_fast as pf
-from patterning_fast.patterning.estimates import by_datum
 from patterning_fast.patterning import response as response_module
+from patterning_fast.patterning.estimates import by_datum
 from tests.patterning.chi import made_up_chi
 from tests.truth.linear_regression import linear_regression
 
