@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import xarray as xr
 
 import patterning_fast as pf
-from patterning_fast.patterning.agreement import agreement
+from patterning_fast.patterning import importance
+from patterning_fast.patterning.agreement import agreement, radius
 from patterning_fast.report import figures
 from tests.models import language_model, language_posterior, tokens
 
@@ -70,6 +72,20 @@ def test_p_values_are_uniform_where_the_prediction_holds() -> None:
     assert abs(p.mean() - 0.5) < 0.03
 
 
+def test_errors_are_of_both_sides_and_p_values_of_student_s_t() -> None:
+    plan = made_plan([1.0], 0.3)
+    by_group = np.array([[[0.9, 1.6, 1.4]], [[1.0, 2.0, 3.0]]])
+    found = agreement(plan, ["c0"], [0.5, 1.0], by_group, ["diverged", None], 0.25, {}).squeeze("component")
+    realised_error = by_group[:, 0].std(1, ddof=1) / 3**0.5
+    np.testing.assert_allclose(found["predicted_error"], [0.15, 0.3])
+    z = (by_group[:, 0].mean(1) - [0.5, 1.0]) / np.hypot([0.15, 0.3], realised_error)
+    np.testing.assert_allclose(found["z"], z)
+    np.testing.assert_allclose(found["p_value"], 2 * scipy.stats.t.sf(abs(z), 2))
+    np.testing.assert_allclose(found["deviation_error"], np.hypot([0.15, 0.3], realised_error) / [0.5, 1.0])
+    verdicts = np.array(["diverged", "kept"])  # what has diverged ends the range, whatever comes beyond
+    assert radius(np.array([0.1, 0.2]), verdicts) == found.attrs["radius"] == 0.0
+
+
 def test_a_plan_must_fit_the_posterior(traced: tuple[pf.Plan, Path]) -> None:
     plan, _ = traced
     posterior = language_posterior()
@@ -90,7 +106,9 @@ def test_a_plan_must_fit_the_posterior(traced: tuple[pf.Plan, Path]) -> None:
         pf.verify(plan, fewer, SGLD, **SAMPLING)
 
 
-def test_draws_are_weighted_by_what_the_traces_hold(traced: tuple[pf.Plan, Path]) -> None:
+def test_draws_are_weighted_by_what_the_traces_hold(
+    traced: tuple[pf.Plan, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan, path = traced
     checked = pf.importance_check(plan, path, fractions=[1.0])
     with xr.open_datatree(path, engine="zarr") as tree:
@@ -108,9 +126,23 @@ def test_draws_are_weighted_by_what_the_traces_hold(traced: tuple[pf.Plan, Path]
     ]
     assert float(checked["realised"][0, 0]) == pytest.approx(4 * whole[0] - 3 * np.mean(whole[1:]), rel=1e-6)
     assert float(checked["realised_error"][0, 0]) == pytest.approx(np.sqrt(3 / 4 * 4) * np.std(whole[1:]), rel=1e-6)
+    chosen: dict[str, Any] = {"fractions": [0.01], "tolerance": 1e9}
+    assert pf.importance_check(plan, path, **chosen)["verdict"].values.tolist() == ["kept"]
+    monkeypatch.setattr(importance, "LEAST_SHARE", 1.0)
+    assert pf.importance_check(plan, path, **chosen)["verdict"].values.tolist() == ["too noisy"]
     far = pf.importance_check(plan, path, fractions=[1e4])
     assert far["verdict"].values.tolist() == ["too noisy"]
     assert float(far["effective_sample_size"][0, 0]) < 1.2
+
+
+def test_chains_of_a_group_are_neighbours(traced: tuple[pf.Plan, Path], tmp_path: Path) -> None:
+    """At vanishing weights the jackknife is the plain error of −nβ·Cov(φ, tilt), here of two groups of two chains."""
+    plan, path = traced[0], tmp_path / "t.zarr"
+    run = pf.sample(language_posterior(), SGLD, traces=path, groups=2, **SAMPLING)
+    found = pf.importance_check(plan, path, fractions=[1e-4])
+    by_group = 10.0 / 96 * run.influence()["influence_group"].values[0] @ (plan.weights.values.ravel() - 1)
+    error = abs(by_group[0] - by_group[1]) / 2 * 1e-4
+    assert float(found["realised_error"][0, 0]) == pytest.approx(error, rel=0.02)
 
 
 def test_traces_must_be_of_the_data(traced: tuple[pf.Plan, Path], tmp_path: Path) -> None:
