@@ -349,6 +349,6 @@ def test_chi_with_missing_values_is_refused_with_how_to_mend_it() -> None:
 def test_groups_that_lost_their_chains_are_left_out() -> None:
     _, chi = random_chi(error=0.05)
     chi["chi_group"][0, 1] = np.nan
-    plan = pf.invert(chi, {"c0": 1.0}, strength=0.3)
+    plan = pf.invert(chi, xr.DataArray(np.arange(COUNT), dims="sample"), strength=0.3)
     groups = chi["chi_group"].values[0, [0, 2, 3]] @ (10.0 / COUNT * (plan.weights.values - 1))
     assert float(plan.predicted["dmu_error"][0]) == pytest.approx(groups.std(ddof=1) / 3**0.5)
