@@ -11,6 +11,7 @@ from patterning_fast.estimators.aggregation import aggregate
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.ops.library import use_backend
 from patterning_fast.ops.sparse_features import SparseFeatures
+from patterning_fast.patterning.adaptive import AdaptiveRun, PosteriorSampling, train_towards
 from patterning_fast.patterning.constraints import Constraints
 from patterning_fast.patterning.embedding import embed_data
 from patterning_fast.patterning.extremes import extreme_data
@@ -38,6 +39,7 @@ __all__ = [
     "SGHMC",
     "SGLD",
     "SGNHT",
+    "AdaptiveRun",
     "ChainDivergedError",
     "Component",
     "Constraints",
@@ -46,6 +48,7 @@ __all__ = [
     "Mode",
     "Modes",
     "Plan",
+    "PosteriorSampling",
     "RMSPropSGLD",
     "SparseFeatures",
     "Statistics",
@@ -71,6 +74,7 @@ __all__ = [
     "spread_weights",
     "train",
     "train_replicas",
+    "train_towards",
     "use_backend",
     "verify",
     "weighted_loss",

@@ -29,14 +29,18 @@ class Minibatches:
     def __init__(self, samples: int, weights: Tensor | None, weighting: Weighting, batch_size: int, seed: int) -> None:
         if weighting not in get_args(Weighting):
             raise ValueError(f"weighting must be one of {get_args(Weighting)}, got {weighting!r}")
-        self.batch_size = batch_size
+        self.samples, self.weighting, self.batch_size = samples, weighting, batch_size
         self.generator = torch.Generator().manual_seed(seed)
-        self.drawn_from = torch.arange(samples)
+        self.weigh(weights)
+
+    def weigh(self, weights: Tensor | None) -> None:
+        """Go on with other weights; draws to come follow from where the generator is."""
+        self.drawn_from = torch.arange(self.samples)
         self.chances_up_to: Tensor | None = None
         self.loss_weights: Tensor | None = None
         if weights is not None:
-            self.drawn_from = weights.view(samples, -1).any(1).nonzero().squeeze(1).cpu()
-            if weighting == "sampling":
+            self.drawn_from = weights.view(self.samples, -1).any(1).nonzero().squeeze(1).cpu()
+            if self.weighting == "sampling":
                 weights = self.as_chances(weights)
             self.loss_weights = weights / weights[self.drawn_from.to(weights.device)].mean(dtype=torch.float64).float()
 

@@ -7,9 +7,10 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import xarray as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -24,6 +25,29 @@ REST = "rest"
 """The tensor that holds everything but the model, pickled."""
 
 
+class Reweighing(Protocol):
+    """Decides, at some steps of a training run, which weights it goes on with (see `patterning/adaptive.py`)."""
+
+    weights: Tensor | xr.DataArray | None
+    """Those decided on last; None for all 1, as at the start."""
+
+    @property
+    def identity(self) -> Identity:
+        """What decisions depend on beside the model and its data."""
+
+    def due(self, step: int) -> bool:
+        """Whether there is a decision to make after that many steps, which has not been made."""
+
+    def decide(self, step: int, model: nn.Module) -> None:
+        """Decide on weights, with the model in eval mode."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The decisions made, as numbers, strings, tensors, and lists and dicts of them."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to decisions made before."""
+
+
 @dataclass
 class TrainingState:
     """A run under way; random numbers of torch's own generators included, which dropout draws."""
@@ -32,6 +56,7 @@ class TrainingState:
     optimizer: Optimizer
     schedule: LRScheduler | None
     minibatches: torch.Generator
+    reweighing: Reweighing | None = None
     rows: list[dict[str, float]] = field(default_factory=list)
     recent_losses: list[Tensor] = field(default_factory=list)
 
@@ -65,6 +90,7 @@ class TrainingState:
             "recent_losses": self.recent_losses,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state_all(),
+            "reweighing": self.reweighing and self.reweighing.state_dict(),
         }
         file = io.BytesIO()
         torch.save(rest, file)
@@ -76,7 +102,7 @@ class TrainingState:
 
         Raises OSError where there is no room to save in.
         """
-        if not checkpoint.draws_done:
+        if not checkpoint.tensors_file:
             moments = ("first", "second")  # as AdamW keeps them, which is what most runs will save
             names = [f"{part} {name}" for part in ("model", *moments) for name, _ in self.model.named_parameters()]
             checkpoint.reserve(dict(zip(names, 3 * list(self.model.parameters()), strict=True)))
@@ -90,6 +116,8 @@ class TrainingState:
         if self.schedule:
             self.schedule.load_state_dict(rest["schedule"])
         self.minibatches.set_state(rest["minibatches"])
+        if self.reweighing:
+            self.reweighing.load_state_dict(rest["reweighing"])
         self.rows[:] = rest["rows"]
         device = next(self.model.parameters()).device
         self.recent_losses[:] = [loss.to(device) for loss in rest["recent_losses"]]
@@ -121,6 +149,8 @@ def training_identity(
         "data": digests(data),
         "weights": None if weights is None else digest(weights),
     }
+    if state.reweighing:
+        identity["reweighing"] = state.reweighing.identity
     return json.loads(json.dumps(identity, default=code_name))  # as it will be read back
 
 

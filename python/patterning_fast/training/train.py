@@ -22,7 +22,7 @@ from patterning_fast.posterior.data import check_data, loss_shape, sample_count,
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
 from patterning_fast.training.minibatches import Minibatches, Weighting
-from patterning_fast.training.state import Metrics, TrainingState, training_identity
+from patterning_fast.training.state import Metrics, Reweighing, TrainingState, training_identity
 
 
 def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor | None = None) -> Tensor:
@@ -46,6 +46,7 @@ def train(
     lr: float,
     weights: Tensor | xr.DataArray | None = None,
     weighting: Weighting = "loss",
+    reweighing: Reweighing | None = None,
     weight_decay: float = 0.0,
     optimizer: Callable[..., Optimizer] = AdamW,
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
@@ -68,6 +69,7 @@ def train(
             `seed` alone, so weights of 1 change no bit; samples of weight 0 are as good as removed, to the bit.
         weighting: "loss" weighs the losses of uniform minibatches; "sampling" draws samples in proportion to their
             mean ρ ≥ 0 and leaves to the losses how ρ varies between a sample's tokens (see `Minibatches`).
+        reweighing: decides on weights on the way, in place of `weights`; `pf.train_towards` has one.
         optimizer: called with the parameters, `lr` and `weight_decay`, e.g. `partial(torch.optim.SGD, momentum=0.9)`.
         schedule: makes a scheduler of the optimizer, which goes on by one after every step.
         max_grad_norm: largest norm of a step's gradient, to which larger ones are clipped.
@@ -92,17 +94,23 @@ def train(
             raise ValueError(f"{name} must be > 0, got {value}")
     if precision not in get_args(Precision):
         raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    if weights is not None and reweighing is not None:
+        raise ValueError("weights are given, and reweighing decides on them: leave one of the two out")
     device = next(model.parameters()).device
     data = to_device(data, str(device))
     samples = sample_count(data)
     shape = loss_shape(model, loss, data)
-    rho = None if weights is None else weights_for(weights, samples, shape).to(device)
+
+    def laid_out(weights: Tensor | xr.DataArray | None) -> Tensor | None:
+        return None if weights is None else weights_for(weights, samples, shape).to(device)
+
+    rho = laid_out(weights)
     minibatches = Minibatches(samples, rho, weighting, batch_size, seed)
     update = optimizer(model.parameters(), lr=lr, weight_decay=weight_decay)
     scheduler = schedule(update) if schedule else None
     if isinstance(scheduler, ReduceLROnPlateau):
         raise TypeError("schedule must go by steps alone, and ReduceLROnPlateau wants a metric; choose another")
-    state = TrainingState(model, update, scheduler, minibatches.generator)
+    state = TrainingState(model, update, scheduler, minibatches.generator, reweighing)
     with ExitStack() as stack:
         saved, done = None, 0
         if checkpoint is not None:
@@ -114,12 +122,26 @@ def train(
             identity = training_identity(state, data, loss, rho, configuration)
             saved = stack.enter_context(Checkpoint(checkpoint, identity, checkpoint_seconds))
             done = state.restore(saved)
+
+        def reweigh(step: int, by: Reweighing) -> None:
+            if saved and saved.draws_done < step:
+                state.save(saved, step)  # a decision may take as long as training does
+            by.decide(step, model.eval())
+            minibatches.weigh(laid_out(by.weights))
+            model.train()
+            if saved:
+                state.save(saved, step)
+
+        if reweighing:
+            minibatches.weigh(laid_out(reweighing.weights))
         model.train()
         bar = tqdm(
             range(done, steps), initial=done, total=steps, unit="step", desc=description, position=position,
             disable=not progress,
         )  # fmt: skip
         for step in bar:
+            if reweighing and reweighing.due(step):
+                reweigh(step, reweighing)
             if step % metrics_every == 0:
                 state.measure(step, metrics)
             batch = minibatches.draw().to(device)
@@ -142,5 +164,7 @@ def train(
             state.measure(steps, metrics)
             if saved:
                 state.save(saved, steps)
+        if reweighing and reweighing.due(steps):
+            reweigh(steps, reweighing)
     model.eval()
     return state.rows
