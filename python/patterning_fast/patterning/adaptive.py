@@ -86,6 +86,7 @@ def train_towards(
     estimate: PosteriorSampling | Callable[[nn.Module], Estimates],
     strength: float,
     gain: float = 1.0,
+    hold: float = 1.0,
     coordinate: Coordinate = "mu",
     inversion: Mapping[str, Any] | None = None,
     steps: int,
@@ -96,14 +97,14 @@ def train_towards(
     At each time t of `replan` μ and χ are estimated around the current parameters, without weights, and `invert` is
     asked for the weights to train on until the next time t', or the end:
 
-        dμ = gain·(target(t) − μ(t)) + target(t') − target(t) − drift,
+        hold·dμ = gain·(target(t) − μ(t)) + target(t') − target(t) − drift,
 
-    drift being what μ did over the last interval beyond what was predicted, in proportion to the intervals' lengths; 0
-    at first. With gain 1 that is all that is missing at t'. With one time, replan=[0], it is one-off patterning: to the
-    bit what `invert` and `train` give.
+    drift being what μ did over the last interval beyond hold times what was predicted, in proportion to the intervals'
+    lengths; 0 at first. With gain 1 that is all that is missing at t'. With one time, replan=[0], it is one-off
+    patterning: to the bit what `invert` and `train` give.
 
-    A prediction is of the posterior around parameters that stay where they are; training moves them. Whether weights
-    have a hold on μ is to be seen from the record: `realised` beside `predicted` and `drift`.
+    A prediction is of the posterior around parameters that stay where they are, and training moves them: what it
+    realises may be more, less, or the opposite. Measure it before relying on it, by one plan and its reverse.
 
     Args:
         trajectory: targets by step, {step: {component: value}}, between which values are linear and beyond which they
@@ -112,8 +113,9 @@ def train_towards(
         estimate: how μ and χ are found: by sampling, or a function of the model that gives what `llc()` returns and
             what `susceptibilities()` or `linear_response` does, on the data that the model is trained on.
         strength: most that √mean((ρ − 1)²) may be; plans for more keep their direction.
-        gain: share of what μ is off by that is made up for at a time. With a hold h (the share of a prediction that
-            training realises) errors die out for 0 < h < 4/(2 + gain).
+        gain: share of what μ is off by that is made up for at a time.
+        hold: the share of a prediction that training is taken to realise; negative where it does the opposite. Errors
+            die out as long as what it does realise is between 0 and 4/(2 + gain) times that.
         coordinate: what the trajectory is of: "mu" [nats], or "llc", n_beta times that.
         inversion: arguments of `invert` (negative_weights, regularization, constraints, unit).
         steps, training: as for `train`. With `checkpoint` decisions are kept with the rest, and an interrupted run
@@ -146,6 +148,7 @@ def train_towards(
         estimate=estimate,
         strength=strength,
         gain=gain,
+        hold=hold,
         coordinate=coordinate,
         inversion=dict(inversion or {}),
         folder=None if training.get("checkpoint") is None else Path(training["checkpoint"]),
@@ -191,6 +194,7 @@ class Controller:
     estimate: PosteriorSampling | Callable[[nn.Module], Estimates]
     strength: float
     gain: float
+    hold: float
     coordinate: Coordinate
     inversion: dict[str, Any]
     folder: Path | None
@@ -208,6 +212,8 @@ class Controller:
         for name, value in (("strength", self.strength), ("gain", self.gain)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a finite number > 0, got {value}")
+        if not math.isfinite(self.hold) or self.hold == 0:
+            raise ValueError(f"hold must be a finite number, not 0, got {self.hold}")
         if self.coordinate not in get_args(Coordinate):
             raise ValueError(f"coordinate must be one of {get_args(Coordinate)}, got {self.coordinate!r}")
         if taken := sorted({"chi", "target", "strength"} & self.inversion.keys()):
@@ -241,6 +247,7 @@ class Controller:
             "estimate": self.estimate.identity if own else code_name(self.estimate),
             "strength": self.strength,
             "gain": self.gain,
+            "hold": self.hold,
             "coordinate": self.coordinate,
             "inversion": {name: described(value) for name, value in self.inversion.items()},
         }
@@ -265,7 +272,7 @@ class Controller:
         row = Decision(step, target.tolist(), measured.tolist(), error.tolist(), drift.tolist())
         if step in self.times:
             coming = np.array(list(self.targets[self.following(step)].values()))
-            asked = self.gain * (target - measured) + coming - target - drift
+            asked = (self.gain * (target - measured) + coming - target - drift) / self.hold
             row.next_target, row.asked = coming.tolist(), asked.tolist()
             self.plan(row, chi.sel(component=self.steered))
         row.seconds = time.monotonic() - started
@@ -294,7 +301,8 @@ class Controller:
         if not self.record:
             return np.zeros(len(measured))
         last, ahead = self.record[-1], self.following(step) - step
-        return (measured - last.measured - last.predicted) * (ahead / (step - last.step))
+        kept = self.hold * np.array(last.predicted)
+        return (measured - last.measured - kept) * (ahead / (step - last.step))
 
     def following(self, step: int) -> int:
         """The time of the next decision; at the end, the end."""
@@ -327,10 +335,10 @@ class Controller:
         outcome, reasons = "planned", []
         for _ in range(REFUSALS):
             try:
-                plan = invert(chi, asked, **self.inversion)
-                if plan.attrs["strength"] > self.strength:
-                    plan = invert(chi, asked, strength=self.strength, **self.inversion)
-                    outcome = "capped" if outcome == "planned" else outcome
+                free = invert(chi, asked, **self.inversion | {"negative_weights": "allow", "constraints": None})
+                capped = free.attrs["strength"] > self.strength
+                plan = invert(chi, asked, strength=self.strength if capped else None, **self.inversion)
+                outcome = "capped" if capped and outcome == "planned" else outcome
                 return outcome, "; ".join(reasons), plan
             except InfeasibleTargetError as refused:
                 outcome, asked = "nearest", refused.nearest
@@ -385,7 +393,7 @@ class Controller:
             }
             | {name: ("decision", values, attrs) for name, (values, attrs) in of_decisions.items()},
             coords={"component": self.steered, "step": ("decision", [row.step for row in self.record])},
-            attrs={"coordinate": self.coordinate, "strength": self.strength, "gain": self.gain},
+            attrs={"coordinate": self.coordinate, "strength": self.strength, "gain": self.gain, "hold": self.hold},
         )
 
 
