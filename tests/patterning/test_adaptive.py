@@ -136,12 +136,13 @@ def test_each_interval_trains_on_its_own_plan() -> None:
     model, other = network(), network()
     target = {0: {"2": 0.0}, STEPS: {"2": 0.3}}
     run = steer(model, target)
-    weights = {4 * (last - 1): steer(network(), target, steps=4 * last).weights for last in (1, 2)} | {8: run.weights}
+    shorter = [steer(network(), target, steps=4 * intervals) for intervals in (1, 2)]
+    weights = [each.weights.values for each in (*shorter, run) if each.weights is not None]
     assert set(run.decisions["outcome"].values[:3]) <= {"planned", "capped", "nearest"}
     optimizer = torch.optim.AdamW(other.parameters(), lr=TRAINING["lr"], weight_decay=0.0)
     draws = torch.Generator().manual_seed(0)
     for step in range(STEPS):
-        rho = torch.from_numpy(weights[step // 4 * 4].values.astype(np.float32))
+        rho = torch.from_numpy(weights[step // 4].astype(np.float32))
         kept = rho.nonzero().squeeze(1)
         batch = kept[torch.randint(len(kept), (TRAINING["batch_size"],), generator=draws)]
         losses = pf.losses.squared_error(other, (DATA[0][batch], DATA[1][batch]))
@@ -192,6 +193,24 @@ def test_a_learning_coefficient_is_n_beta_times_mu(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(record["predicted"][0], 7.0, rtol=1e-5)
     np.testing.assert_allclose(record["measured"][1], 7.0, rtol=1e-5)
     assert record["measured"].attrs["units"] == "1"
+
+
+def test_an_observable_may_be_the_coordinate() -> None:
+    observables = {"size": lambda model: model.get_parameter("2.weight").square().sum()}
+    estimate = sampling(chains=8, draws=4, observables=observables, tile=4)
+    model = network()
+    before = float(observables["size"](model).detach())
+    run = steer(model, {0: {"2": before + 1.0}}, estimate=estimate, coordinate="size", replan=[0], strength=0.5)
+    posterior = estimate.posterior(network(), DATA, pf.losses.squared_error)
+    stats = pf.sample(posterior, estimate.sampler, progress=False, **estimate.arguments)
+    np.testing.assert_array_equal(run.decisions["measured"][0], stats.observed_means()["size"].sel(component=["2"]))
+    chi = stats.susceptibilities("size").sel(component=["2"])
+    asked = float(run.decisions["asked"][0, 0])
+    assert asked == before + 1.0 - float(run.decisions["measured"][0, 0])
+    assert run.decisions["outcome"].values.tolist() == ["capped", "end"]
+    assert run.weights is not None
+    share = 0.5 / pf.invert(chi, {"2": asked}, strength=0.5).attrs["strength"]
+    np.testing.assert_allclose(run.weights, 1 + share * (pf.invert(chi, {"2": asked}, strength=0.5).weights - 1))
 
 
 def test_what_is_too_much_is_capped_in_its_direction(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +265,7 @@ def test_cut_short_anywhere_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch
     model, CutShort.left = network(), STEPS
     run = steer(model, target, **settings)
     settings |= {"checkpoint": tmp_path, "checkpoint_seconds": 0}
-    resumed, cut_offs, whole, decisions = None, 0, adaptive.sample, []
+    resumed, cut_offs, whole, decisions = None, 0, pf.sample, []
 
     def cut_short(*arguments: Any, **options: Any) -> Any:
         """Sampling that is interrupted once it is done, and once before, for every decision."""
@@ -302,13 +321,13 @@ def test_cut_short_anywhere_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch
         ({"strength": 0.0}, ValueError, "strength must be a finite number > 0, got 0.0"),
         ({"gain": float("inf")}, ValueError, "gain must be a finite number > 0"),
         ({"hold": 0.0}, ValueError, "hold must be a finite number, not 0"),
-        ({"coordinate": "rlct"}, ValueError, r"coordinate must be one of \('mu', 'llc'\), got 'rlct'"),
+        ({"coordinate": "rlct"}, ValueError, r"coordinate must be one of \['mu', 'llc'\], got 'rlct': name"),
         ({"inversion": {"strength": 1.0}}, ValueError, "inversion must leave strength to train_towards"),
         ({"inversion": {"caps": 1.0}}, TypeError, "unexpected keyword argument 'caps'"),
         ({"estimate": sampling(probes={})}, ValueError, "the sampling must leave probes out"),
         ({"estimate": sampling(draw=1)}, TypeError, "unexpected keyword argument 'draw'"),
         ({"weights": torch.ones(SAMPLES)}, ValueError, "decides on the weights: leave weights out"),
-        ({"estimate": lambda model: (Plant().chi, Plant().chi)}, ValueError, r"must be what llc\(\) does; .* missing"),
+        ({"estimate": lambda model: (Plant().chi, Plant().chi)}, ValueError, r"must be what llc\(\) or .* missing"),
     ],
 )
 def test_what_cannot_work_is_said_at_once(changes: dict[str, Any], error: type[Exception], message: str) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,10 +28,12 @@ from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.samplers.langevin import Sampler
 from patterning_fast.training.train import train
 
-Coordinate = Literal["mu", "llc"]
 Values = Mapping[str, float]
 Trajectory = Mapping[int, Values] | Callable[[int], Values]
 Estimates = tuple[xr.Dataset, xr.Dataset]
+
+OF_LOSSES = {"mu": "nats", "llc": "1"}
+"""Coordinates made of φ, and their units."""
 
 SAMPLING = "sampling"
 """Folder, within that of the checkpoint, for the sampling under way."""
@@ -87,7 +89,7 @@ def train_towards(
     strength: float,
     gain: float = 1.0,
     hold: float = 1.0,
-    coordinate: Coordinate = "mu",
+    coordinate: str = "mu",
     inversion: Mapping[str, Any] | None = None,
     steps: int,
     **training: Any,
@@ -116,7 +118,8 @@ def train_towards(
         gain: share of what μ is off by that is made up for at a time.
         hold: the share of a prediction that training is taken to realise; negative where it does the opposite. Errors
             die out as long as what it does realise is between 0 and 4/(2 + gain) times that.
-        coordinate: what the trajectory is of: "mu" [nats], or "llc", n_beta times that.
+        coordinate: what the trajectory is of: "mu" [nats]; "llc", n_beta times that; or one of the observables that are
+            sampled, by its name: E_C[O] then takes the place of μ.
         inversion: arguments of `invert` (negative_weights, regularization, constraints, unit).
         steps, training: as for `train`. With `checkpoint` decisions are kept with the rest, and an interrupted run
             goes on from where it was, in the midst of sampling too.
@@ -195,7 +198,7 @@ class Controller:
     strength: float
     gain: float
     hold: float
-    coordinate: Coordinate
+    coordinate: str
     inversion: dict[str, Any]
     folder: Path | None
     """Of the run's checkpoint."""
@@ -214,8 +217,6 @@ class Controller:
                 raise ValueError(f"{name} must be a finite number > 0, got {value}")
         if not math.isfinite(self.hold) or self.hold == 0:
             raise ValueError(f"hold must be a finite number, not 0, got {self.hold}")
-        if self.coordinate not in get_args(Coordinate):
-            raise ValueError(f"coordinate must be one of {get_args(Coordinate)}, got {self.coordinate!r}")
         if taken := sorted({"chi", "target", "strength"} & self.inversion.keys()):
             raise ValueError(f"inversion must leave {' and '.join(taken)} to train_towards, which has its own")
         inspect.signature(invert).bind_partial(**self.inversion)
@@ -228,6 +229,11 @@ class Controller:
                 "checkpoints and progress are those of train_towards"
             )
         inspect.signature(sample).bind_partial(**arguments)
+        known = [*OF_LOSSES, *arguments.get("observables", {})]
+        if self.coordinate not in known:
+            raise ValueError(
+                f"coordinate must be one of {known}, got {self.coordinate!r}; sample others as observables"
+            )
         posterior = self.estimate.posterior(model, self.data, self.loss)
         self.check_known([each.name for each in resolve_components(posterior.model, arguments.get("components"))])
 
@@ -241,10 +247,10 @@ class Controller:
 
     @property
     def identity(self) -> Identity:
-        own = isinstance(self.estimate, PosteriorSampling)
+        estimate = self.estimate.identity if isinstance(self.estimate, PosteriorSampling) else code_name(self.estimate)
         return {
             "targets": {str(time): dict(target) for time, target in self.targets.items()},
-            "estimate": self.estimate.identity if own else code_name(self.estimate),
+            "estimate": estimate,
             "strength": self.strength,
             "gain": self.gain,
             "hold": self.hold,
@@ -260,7 +266,9 @@ class Controller:
         mu, chi = self.estimates(step, model)
         names = [self.coordinate, f"{self.coordinate}_error"]
         if missing := sorted(set(names) - {str(name) for name in mu}):
-            raise ValueError(f"the first that estimate(model) returns must be what llc() does; {missing} are missing")
+            raise ValueError(
+                f"the first that estimate(model) returns must be what llc() or observed_means() is: {missing} missing"
+            )
         self.check_known([name for name in mu["component"].values.tolist() if name in chi["component"].values])
         measured, error = (mu[name].sel(component=self.steered).values.astype(np.float64) for name in names)
         if not np.isfinite(measured).all():
@@ -294,7 +302,9 @@ class Controller:
             progress=self.progress,
             **arguments,
         )
-        return found.llc(), found.susceptibilities()
+        if self.coordinate in OF_LOSSES:
+            return found.llc(), found.susceptibilities()
+        return found.observed_means(), found.susceptibilities(self.coordinate)
 
     def drift(self, step: int, measured: np.ndarray) -> np.ndarray:
         """What the next interval is expected to add by itself: what the last did, beyond its prediction."""
@@ -332,7 +342,7 @@ class Controller:
         """What comes of asking for dμ by component: outcome, reason, and the plan if there is one."""
         if not any(asked.values()):
             return "nothing asked", "", None
-        outcome, reasons = "planned", []
+        outcome, reasons = "planned", list[str]()
         for _ in range(REFUSALS):
             try:
                 free = invert(chi, asked, **self.inversion | {"negative_weights": "allow", "constraints": None})
@@ -356,7 +366,7 @@ class Controller:
 
     def decisions(self) -> xr.Dataset:
         """The record as a dataset by decision and component."""
-        units, both = {"mu": "nats", "llc": "1"}[self.coordinate], ("decision", "component")
+        units, both = OF_LOSSES.get(self.coordinate, "1"), ("decision", "component")
         nowhere = [math.nan] * len(self.steered)
 
         def table(name: str) -> np.ndarray:
@@ -442,11 +452,13 @@ def check_targets(targets: Mapping[int, Values]) -> None:
 
 
 def described(value: object) -> Any:
-    """An argument as JSON: hashes for tensors, hashes of what moves for components, names for code."""
+    """An argument as JSON: hashes for tensors, hashes of what moves for components, names for functions."""
     if isinstance(value, Tensor):
         return digest(value)
     if isinstance(value, Component):
         return coordinates(value)
+    if callable(value):
+        return code_name(value)
     if isinstance(value, Mapping):
         return {str(name): described(each) for name, each in value.items()}
     return json.loads(json.dumps(value, default=repr))

@@ -28,8 +28,9 @@ REST = "rest"
 class Reweighing(Protocol):
     """Decides, at some steps of a training run, which weights it goes on with (see `patterning/adaptive.py`)."""
 
-    weights: Tensor | xr.DataArray | None
-    """Those decided on last; None for all 1, as at the start."""
+    @property
+    def weights(self) -> Tensor | xr.DataArray | None:
+        """Those decided on last; None for all 1, as at the start."""
 
     @property
     def identity(self) -> Identity:
