@@ -13,8 +13,10 @@ import patterning_fast as pf
 from patterning_fast.models.superposition import TiedAutoencoder
 from patterning_fast.tasks.polygons import one_active, polygons, regular_polygon
 
-KINDS = [(features, sides, more) for features in (5, 6, 8) for sides in range(2, features + 1)
-         for more in range(features - sides + 1)]  # fmt: skip
+KINDS = [
+    (features, sides, more) for features in (4, 6) for sides in range(2, features + 1)
+    for more in range(features - sides + 1)
+] + [(8, 8, 0)]  # fmt: skip
 
 
 def vector(model: TiedAutoencoder) -> np.ndarray:
@@ -61,7 +63,7 @@ def test_random_columns_are_mostly_other() -> None:
 
 @pytest.mark.parametrize(("features", "sides", "more"), KINDS)
 def test_exact_polygons_are_critical_points(features: int, sides: int, more: int) -> None:
-    """The gradient is 0 to float32, where at a hexagon of corners 1 % longer it is above 10⁻³."""
+    """The gradient is 0 to float32; at a hexagon with columns 1 % longer it is 0.007."""
     data = one_active(features, 16)
     model = regular_polygon(features, sides, 16, more)
     pf.losses.squared_error(model, (data.x, data.x)).mean().backward()
