@@ -16,6 +16,8 @@ from patterning_fast.report.figures import COLOURS
 OTHER = "other"
 MARKERS = "os^Dv*PX"
 MORE_COLOURS = (*COLOURS[:3], *COLOURS[4:], "#56B4E9", "#E69F00", COLOURS[3])  # Okabe & Ito 2008, the grey last
+BRIGHTEST = 4.0
+"""Weights from here on look alike."""
 LOWEST = -5.0
 """λ̂ below it is of chains that run away, and would flatten all else."""
 
@@ -148,15 +150,14 @@ def weight_maps(panels: Mapping[str, np.ndarray]) -> Figure:
     """Weights ρ `[features, magnitudes]`, one panel a plan."""
     figure = Figure(figsize=(3.4 * len(panels), 2.6), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    most = max(float(each.max()) for each in panels.values())
     for own, (title, weights) in zip(axes, panels.items(), strict=True):
         image = own.imshow(
-            weights, aspect="auto", cmap="cividis", vmin=0, vmax=most, extent=(0, 1, len(weights) + 0.5, 0.5)
+            weights, aspect="auto", cmap="cividis", vmin=0, vmax=BRIGHTEST, extent=(0, 1, len(weights) + 0.5, 0.5)
         )
         own.set_title(title, fontsize=9)
         own.set(xlabel="magnitude", yticks=range(1, len(weights) + 1))
     axes[0].set_ylabel("active feature")
-    figure.colorbar(image, ax=list(axes), label="weight ρ")
+    figure.colorbar(image, ax=list(axes), label="weight ρ", extend="max")
     return figure
 
 
