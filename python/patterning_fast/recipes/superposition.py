@@ -509,8 +509,8 @@ def of_goal(made: Outcome) -> list[str]:
             f"{named(sides, made.settings.features)}: {percent(base)} of the replicas of the base run at seeds "
             f"{', '.join(map(str, made.settings.seeds))}, and {percent(found)} with the best plan ({best.way} by "
             f"{best.unit}, strength {best.strength:g}), chosen at the first seed: the goal is "
-            f"{'met' if met else 'missed'}. The same weights dealt out to other features and magnitudes: "
-            f"{made.share(control.name, sides):.1%}."
+            f"{'met' if met else 'missed'}. Control, the best plan of the first round dealt out to other "
+            f"features and magnitudes: {made.share(control.name, sides):.1%}."
         )
     return said
 
