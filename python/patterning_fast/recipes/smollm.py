@@ -80,7 +80,7 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
     scores: dict[str, float] = attention["scores"]
     heads = chosen_heads(settings, scores)
     found = pieces.map("susceptibilities", susceptibility, {head: (settings, head) for head in heads})
-    chi = {head: np.array(each["chi"]) for head, each in found.items()}
+    chi = {head: each["chi"].numpy() for head, each in found.items()}
     rows = head_rows(heads, scores, chi, {head: each["core_seconds"] for head, each in found.items()})
     tests = outcome_rows(rows)
     spent = attention["core_seconds"] + sum(row["core seconds"] for row in rows)
