@@ -60,7 +60,7 @@ def test_heads_are_disjoint() -> None:
     heads = [unshared(model, f"l1h{head}") for head in range(4)]
     assert [sorted(name.split(".")[-2] for name in head.coordinates) for head in heads] == [["o_proj", "q_proj"]] * 4
     for parameter in heads[0].coordinates:
-        owned = torch.cat([head.coordinates[parameter] for head in heads])  # type: ignore[arg-type]
+        owned = torch.cat([head.coordinates[parameter] for head in heads])  # type: ignore[misc]
         assert owned.sort().values.tolist() == list(range(owned.numel()))
     assert "k_proj" in " ".join(pf.attention_heads(model)["l1h0"].coordinates)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import patterning_fast as pf
 from patterning_fast.models.smollm2 import smollm2
+from patterning_fast.posterior.decoders import attention_head_parameters
 from patterning_fast.recipes.findings import Findings, Picture, Rows
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.report.figures import COLOURS
@@ -58,9 +59,9 @@ class Settings:
     """Of text said twice, that φ is of."""
     n_beta: float = 30.0
     localization: float = 300.0
-    lr: float = 3e-3
-    chains: int = 4
-    draws: int = 3
+    lr: float = 4e-3
+    chains: int = 3
+    draws: int = 2
     burn_in: int = 1
     steps_between_draws: int = 1
     batch_size: int = 2
@@ -223,16 +224,14 @@ def susceptibility(settings: Settings, head: str) -> dict[str, Any]:
 
 def unshared(model: Any, head: str) -> pf.Component:
     """A head without the keys and values that it shares with others: heads are then disjoint, as a test needs them."""
-    heads = pf.attention_heads(model)
-    others = [each.coordinates for name, each in heads.items() if name != head]
-    own: dict[str, Tensor | None] = {}
-    for parameter, index in heads[head].coordinates.items():
-        shared = any(
-            parameter in other and torch.equal(other[parameter], index)
-            for other in others  # type: ignore[arg-type]
-        )
-        if not shared:
-            own[parameter] = index
+    heads = attention_head_parameters(model)
+    assert heads is not None
+    others = [owned for name, owned in heads.items() if name != head]
+    own = {
+        parameter: index
+        for parameter, index in heads[head].items()
+        if not any(parameter in owned and torch.equal(owned[parameter], index) for owned in others)
+    }
     return pf.component(model, head, own)
 
 
