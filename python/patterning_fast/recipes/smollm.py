@@ -77,7 +77,7 @@ class Loaded(NamedTuple):
 
 def run(settings: Settings, pieces: Pieces) -> Findings:
     """Attention scores of all heads, χ of some, and how well the one tells the other."""
-    attention = pieces.map("attention", attention_scores, {"attention": (settings,)})["attention"]
+    attention = pieces.of("attention", lambda: attention_scores(settings))
     scores: dict[str, float] = attention["scores"]
     heads = chosen_heads(settings, scores)
     found = pieces.map("susceptibilities", susceptibility, {head: (settings, head) for head in heads})
