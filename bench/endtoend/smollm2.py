@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import patterning_fast as pf
-from bench.models import smollm2
 from bench.ops.timing import interleaved
 from bench.text import code_tokens
 from patterning_fast.engine.suffix import Modules, WholeModel, suffixes_for
+from patterning_fast.models.smollm2 import smollm2
 
 HEADS = ("l17h3", "l18h6", "l28h0")
 SAMPLES, LENGTH, REPEATS = 8, 200, 7

@@ -33,7 +33,10 @@ class RepeatedStrings:
     def head_scores(self, model: AttentionOnlyLM) -> dict[str, dict[str, float]]:
         """Mean attention of every head, on the repeats, to the token after the last occurrence ("induction"), and
         anywhere to the token before ("previous_token"): head name to score to value in [0, 1]."""
-        patterns = model.attention_patterns(self.tokens[:, :-1])
+        return self.scores(model.attention_patterns(self.tokens[:, :-1]))
+
+    def scores(self, patterns: Tensor) -> dict[str, dict[str, float]]:
+        """`head_scores` from any model's attention to the strings, `[layers, strings, heads, T, T]`."""
         length = patterns.shape[-1]
         queries = torch.arange(length)
         source = (queries - self.periods[:, None] + 1).clamp(min=0)
@@ -57,6 +60,12 @@ def repeated_strings(alphabet: Tensor, strings: int, length: int, seed: int) -> 
     random = generator.integers(0, len(alphabet), (strings, length))
     tokens = alphabet[torch.from_numpy(random)].gather(1, torch.from_numpy(np.arange(length) % periods[:, None]))
     return RepeatedStrings(tokens, torch.from_numpy(periods))
+
+
+def said_twice(passages: Tensor) -> RepeatedStrings:
+    """Strings that say a passage of `[strings, T]` once and again, and its first token a third time."""
+    tokens = torch.cat([passages, passages, passages[:, :1]], 1)
+    return RepeatedStrings(tokens, torch.full((len(passages),), passages.shape[1]))
 
 
 def predictable_by_induction(tokens: Tensor, match: int = 3) -> Tensor:
