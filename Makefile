@@ -7,7 +7,6 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 PEERS := build/peers
 
-
 RECIPES := induction parentheses superposition smollm
 
 .PHONY: demo results test sanitize bench bench-ops bench-small bench-endtoend gpu clean check-tools
