@@ -353,6 +353,8 @@ def contrast_figure(rows: Rows) -> Figure:
     panels = figure.subplots(1, len(KINDS), sharex=True, sharey=True)
     for axes, kind in zip(panels, KINDS, strict=True):
         axes.axhline(0, color="#888888", linewidth=0.8)
+        axes.set_yscale("symlog", linthresh=1, linscale=1.5)
+        axes.yaxis.set_major_formatter("{x:g}")
         for which, label, colour, marker in (
             (True, "induction heads", COLOURS[2], "o"),
             (False, "other heads", COLOURS[1], "s"),
@@ -360,9 +362,11 @@ def contrast_figure(rows: Rows) -> Figure:
             mine = [row for row in rows if row["induction"] is which]
             x, y = [row["attention score"] for row in mine], [row[kind] for row in mine]
             axes.errorbar(x, y, [row[f"{kind}, error"] for row in mine], color=colour, fmt=marker, label=label)
-            if which:
-                for row, at, height in zip(mine, x, y, strict=True):
-                    axes.annotate(row["head"], (at, height), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            for place, index in enumerate(np.argsort(x) if which else []):  # neighbours have names above and below
+                axes.annotate(
+                    mine[index]["head"], (x[index], y[index]), xytext=(0, (7, -13)[place % 2]), ha="center",
+                    textcoords="offset points", fontsize=7,
+                )  # fmt: skip
         axes.set_title(kind, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("χ said again less χ said first [sd]")
