@@ -50,7 +50,7 @@ EMBEDDING_SCALE = 0.1
 
 
 class Block(nn.Module):
-    """Attention of a stream `[batch, Q, width]` to keys and values `[batch, T, 2·width]` where it may look, then MLP."""
+    """Attention of a stream `[batch, Q, width]` to keys and values `[batch, T, 2·width]` that it may see, then MLP."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

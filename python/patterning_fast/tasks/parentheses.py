@@ -34,6 +34,14 @@ class Parentheses:
     equal_counts: Tensor
     """Strings of equal counts that are not balanced: out of distribution."""
 
+    def to(self, device: str) -> Parentheses:
+        """The same on a device."""
+        (strings, classes), (others, of_others) = self.training, self.test
+        return Parentheses(
+            (strings.to(device), classes.to(device)), (others.to(device), of_others.to(device)),
+            self.equal_counts.to(device),
+        )  # fmt: skip
+
     @torch.no_grad()
     def accuracies(self, model: nn.Module) -> dict[str, float]:
         """Shares of test strings that the model classes rightly; on equal counts 1 is Nested, and 0 Equal-Count."""
