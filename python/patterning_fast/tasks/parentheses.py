@@ -77,6 +77,7 @@ def parentheses(training: int, test: int, longest: int, seed: int) -> Parenthese
         lambda lengths: random_strings(lengths, longest, generator), has_unequal_counts, lengths_of(balanced),
         lambda lengths: lengths,
     )  # fmt: skip
+    balanced, others = by_length(balanced), by_length(others)  # a pair of each length
     order = generator.permutation(len(balanced))
 
     def labelled(pairs: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -150,6 +151,11 @@ def equal_count_strings(lengths: np.ndarray, longest: int, generator: np.random.
 def lengths_of(steps: np.ndarray) -> np.ndarray:
     """How many parentheses each string has."""
     return np.abs(steps).sum(1, dtype=np.int64)
+
+
+def by_length(steps: np.ndarray) -> np.ndarray:
+    """The strings, shorter ones first."""
+    return steps[np.argsort(lengths_of(steps), kind="stable")]
 
 
 def elevations(steps: np.ndarray) -> np.ndarray:

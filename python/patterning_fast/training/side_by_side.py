@@ -45,6 +45,8 @@ def train_side_by_side(
     width 32, batches of 32 and 20 models took a fifth of the time one after another (`vmap`). AdamW, and `weights` ρ of
     samples in the loss. `measure` is called with the step every so often, with the models as they are then.
     """
+    if weights is not None:
+        weights = weights.to(next(models[0].parameters()))
     minibatches = [Minibatches(sample_count(data), weights, "loss", batch_size, seed) for seed in seeds]
     together = LossOf(models[0], loss)
     parameters, _ = stack_module_state([LossOf(model, loss) for model in models])  # type: ignore[arg-type]
