@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 PAD = 0
+
+EMBEDDING_SCALE = 0.1
+"""Standard deviation of embeddings at the start. At 1 most runs of the parentheses task stay at what the first and the
+last token say; at 0.02 they take several times as long."""
 
 
 class SequenceClassifier(nn.Module):
@@ -35,18 +41,15 @@ class SequenceClassifier(nn.Module):
         place = tokens + self.vocabulary * torch.arange(length, device=tokens.device)
         embedded = (self.positions[:length, None] + self.embedding).flatten(0, 1)
         hidden = F.embedding(place, embedded)
-        first, *others = self.blocks
-        keys_values = F.embedding(place, first.keys_values(embedded))
+        blocks: list[Block] = list(self.blocks)  # type: ignore[arg-type]
+        keys_values = F.embedding(place, blocks[0].keys_values(embedded))
         causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        for block, following in zip(self.blocks, others, strict=False):
+        for block, following in pairwise(blocks):
             hidden = block(hidden, keys_values, causal)
             keys_values = following.keys_values(hidden)
         end = (written.sum(1) - 1)[:, None, None].expand(-1, 1, hidden.shape[2])
-        at_end = self.blocks[-1](hidden.gather(1, end), keys_values, written[:, None, None])
-        return self.head(self.final_norm(at_end.squeeze(1)))  # type: ignore[no-any-return]
-
-
-EMBEDDING_SCALE = 0.1
+        at_end = blocks[-1](hidden.gather(1, end), keys_values, written[:, None, None])
+        return self.head(self.final_norm(at_end.squeeze(1)))
 
 
 class Block(nn.Module):
@@ -61,7 +64,7 @@ class Block(nn.Module):
         self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def keys_values(self, hidden: Tensor) -> Tensor:
-        return self.key_value(self.attention_norm(hidden))  # type: ignore[no-any-return]
+        return self.key_value(self.attention_norm(hidden))
 
     def forward(self, stream: Tensor, keys_values: Tensor, visible: Tensor) -> Tensor:
         query = self.query(self.attention_norm(stream)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -69,4 +72,4 @@ class Block(nn.Module):
         scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
         gathered = scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value
         stream = stream + self.output(gathered.transpose(1, 2).flatten(2))
-        return stream + self.contract(F.gelu(self.expand(self.mlp_norm(stream))))  # type: ignore[no-any-return]
+        return stream + self.contract(F.gelu(self.expand(self.mlp_norm(stream))))

@@ -49,7 +49,7 @@ def train_side_by_side(
         weights = weights.to(next(models[0].parameters()))
     minibatches = [Minibatches(sample_count(data), weights, "loss", batch_size, seed) for seed in seeds]
     together = LossOf(models[0], loss)
-    parameters, _ = stack_module_state([LossOf(model, loss) for model in models])  # type: ignore[arg-type]
+    parameters, _ = stack_module_state([LossOf(model, loss) for model in models])
     losses_of = vmap(lambda own, batch: functional_call(together, own, (batch,)))
     update = AdamW(parameters.values(), lr=lr, weight_decay=weight_decay, fused=True)
     for step in range(1, steps + 1):
