@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def test_side_by_side_is_one_by_one(weighted: bool) -> None:
         torch.manual_seed(seed)
         models.append(nn.Sequential(nn.Linear(5, 8), nn.GELU(), nn.Linear(8, 3)))
     alone = copy.deepcopy(models)
-    settings = {"steps": 7, "batch_size": 4, "lr": 1e-2, "weight_decay": 0.1}
+    settings: dict[str, Any] = {"steps": 7, "batch_size": 4, "lr": 1e-2, "weight_decay": 0.1}
     measured: list[tuple[int, torch.Tensor]] = []
 
     def measure(step: int) -> None:
@@ -38,9 +39,9 @@ def test_side_by_side_is_one_by_one(weighted: bool) -> None:
         measure=measure,
         measure_every=3,
         **settings,
-    )  # type: ignore[arg-type]
+    )
     for model, seed in zip(alone, (4, 5, 4), strict=True):
-        pf.train(model, data, pf.losses.cross_entropy, seed=seed, weights=weights, progress=False, **settings)  # type: ignore[arg-type]
+        pf.train(model, data, pf.losses.cross_entropy, seed=seed, weights=weights, progress=False, **settings)
     for model, other in zip(models, alone, strict=True):
         # Adam divides a gradient by its own size, so that roundings of it, 1e-7, go into steps of 1e-2 as such.
         assert torch.allclose(

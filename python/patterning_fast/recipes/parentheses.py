@@ -90,7 +90,7 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         )
         for favoured, other in ((NESTED, COUNTING), (COUNTING, NESTED))
     }
-    weights = {}
+    weights: dict[str, np.ndarray] = {}
     for name, plan in plans.items():
         own = pf.spread_weights(plan.weights, kinds).values
         weights |= {name: own} | controls(name, own, task.training[1].numpy())
