@@ -250,6 +250,12 @@ def final(run: Part) -> tuple[np.ndarray, np.ndarray]:
     return run["OOD accuracy"][:, -1].numpy(), run["test accuracy"][:, -1].numpy() >= LEARNED
 
 
+def share_of_learned(run: Part) -> str:
+    """How many of the runs that have learned the task end above 0.5."""
+    ood, learned = final(run)
+    return f"{int((ood[learned] > 0.5).sum())} of {int(learned.sum())}"
+
+
 def outcome(name: str, run: Part, base: Part) -> dict[str, Any]:
     """How the runs of a weighting ended, and whether that differs from the base runs."""
     (ood, learned), (base_ood, _) = final(run), final(base)
@@ -345,7 +351,9 @@ def in_words(
         said.append(
             f"Below a test accuracy of {LEARNED} stayed "
             + ", ".join(f"{count} of the runs on {name}" for name, count in unlearned.items() if count)
-            + "; they are counted with the others."
+            + "; they are counted with the others. Of runs that learned it "
+            + ", ".join(f"{share_of_learned(each)} on {name}" for name, each in runs.items())
+            + " end above 0.5."
         )
     return said
 
