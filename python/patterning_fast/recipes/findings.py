@@ -106,8 +106,9 @@ def results_page(folders: Sequence[Path], beside: Path) -> str:
         if found["did_not_work"]:
             parts += ["**What did not work.**", "\n".join(f"- {each}" for each in found["did_not_work"])]
         parts += [
-            f"**How.** `{found['command']}`: {cores:.0f} core-minutes, here in {minutes:.0f} min, on "
-            f"{machine['threads']} threads of {machine['processor']}; seeds {', '.join(map(str, found['seeds']))}."
+            f"**How.** `{found['command']}`: {minutes:.0f} min"
+            + (f" ({cores:.0f} core-minutes)" if cores else "")
+            + f" on {machine['threads']} threads of {machine['processor']}, beside other work; seeds {', '.join(map(str, found['seeds']))}."
         ]
     return "\n\n".join(parts) + "\n"
 

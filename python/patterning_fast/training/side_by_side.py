@@ -1,0 +1,68 @@
+"""Training copies of a small model side by side, of any kind that torch can map over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.optim import AdamW
+
+from patterning_fast.posterior.data import sample_count, take
+from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.training.minibatches import Minibatches
+
+
+class LossOf(nn.Module):
+    """A model and its loss as one module."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(self.model, batch)
+
+
+def train_side_by_side(
+    models: Sequence[nn.Module],
+    data: Batch,
+    loss: Loss,
+    *,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    seeds: Sequence[int],
+    weights: Tensor | None = None,
+    weight_decay: float = 0.0,
+    measure: Callable[[int], None] | None = None,
+    measure_every: int = 500,
+) -> None:
+    """Train `models` in place, all alike but for their parameters, each as `train` would with its one of `seeds`.
+
+    A step of all of them costs little more than one's where models are so small that the time goes into calling torch:
+    width 32, batches of 32 and 20 models took a fifth of the time one after another (`vmap`). AdamW, and `weights` ρ of
+    samples in the loss. `measure` is called with the step every so often, with the models as they are then.
+    """
+    if weights is not None:
+        weights = weights.to(next(models[0].parameters()))
+    minibatches = [Minibatches(sample_count(data), weights, "loss", batch_size, seed) for seed in seeds]
+    together = LossOf(models[0], loss)
+    parameters, _ = stack_module_state([LossOf(model, loss) for model in models])
+    losses_of = vmap(lambda own, batch: functional_call(together, own, (batch,)))
+    update = AdamW(parameters.values(), lr=lr, weight_decay=weight_decay, fused=True)
+    for step in range(1, steps + 1):
+        chosen = torch.stack([each.draw() for each in minibatches])
+        losses = losses_of(parameters, take(data, chosen))
+        rest = minibatches[0].loss_weights
+        update.zero_grad()
+        (losses if rest is None else losses * rest[chosen]).mean(1).sum().backward()
+        update.step()
+        if step == steps or (measure and step % measure_every == 0):
+            with torch.no_grad():
+                for at, model in enumerate(models):
+                    for name, parameter in model.named_parameters():
+                        parameter.copy_(parameters[f"model.{name}"][at])
+        if measure and step % measure_every == 0:
+            measure(step)
