@@ -15,6 +15,11 @@ from patterning_fast.report import figures, html
 from patterning_fast.report.output import RESULTS
 from patterning_fast.training.weights_file import parquet
 
+PREFACE = (
+    "Written by `patterning-fast results` from what `patterning-fast run` left (`make results` does both). Minutes are "
+    "by the clock, whatever else the machine did; core-minutes are what the run itself took."
+)
+
 Rows = list[dict[str, Any]]
 Columns = dict[str, np.ndarray]
 
@@ -92,7 +97,7 @@ def summary(findings: Findings) -> str:
 
 def results_page(folders: Sequence[Path], beside: Path) -> str:
     """The results of several runs as Markdown for a file in the folder `beside`, made of their results.json alone."""
-    parts = ["# Results", "Written by `patterning-fast results` from what `patterning-fast run` left; not by hand."]
+    parts = ["# Results", PREFACE]
     for folder in folders:
         found = json.loads((folder / RESULTS).read_bytes())
         at = folder.relative_to(beside).as_posix()
@@ -108,7 +113,8 @@ def results_page(folders: Sequence[Path], beside: Path) -> str:
         parts += [
             f"**How.** `{found['command']}`: {minutes:.0f} min"
             + (f" ({cores:.0f} core-minutes)" if cores else "")
-            + f" on {machine['threads']} threads of {machine['processor']}, beside other work; seeds {', '.join(map(str, found['seeds']))}."
+            + f" on {machine['threads']} threads of {machine['processor']}; "
+            + f"seeds {', '.join(map(str, found['seeds']))}."
         ]
     return "\n\n".join(parts) + "\n"
 
