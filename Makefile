@@ -20,18 +20,20 @@ results: $(INSTALLED)
 	for name in $(RECIPES); do $(BIN)/patterning-fast run recipes/$$name.toml --out docs/results/$$name || exit 1; done
 	$(BIN)/patterning-fast results $(RECIPES:%=docs/results/%) --out docs/results.md
 
+# Files of tests side by side, one process a core; threads that wait must not keep cores from the others.
 test: $(INSTALLED)
 	$(BIN)/ruff check python tests bench
 	$(BIN)/ruff format --check python tests bench
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # The tests of the ops on kernels that watch every address and every undefined operation. The interpreter of this
 # environment sees the packages of the other, but its own build of the library.
 sanitize: $(SANITIZED)/.installed
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	$(SANITIZED)/venv/bin/python -m pytest tests/ops -q -m "not unsanitized" -k "not triton" -p no:cacheprovider
+	$(SANITIZED)/venv/bin/python -m pytest tests/ops -q -n auto --maxprocesses 4 --dist loadfile -m "not unsanitized" \
+	-k "not triton" -p no:cacheprovider
 
 # Every op against its limit and its peers, one table; peak memory at 50 and at 500 draws; what weights cost in training;
 # estimation end to end beside devinterp and others, which takes over an hour. Nothing else should run.

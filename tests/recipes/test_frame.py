@@ -120,7 +120,7 @@ def test_findings_in_files(tmp_path: Path) -> None:
     assert pyarrow.parquet.read_table(folder / "weights.parquet").to_pylist() == findings.data["weights"]
     page = results_page([folder], tmp_path)
     for expected in (
-        "## A result", "It came out at 0.4", "| base | 0.123 |", "| other | – |", "![A line.](results/one/line.png)",
+        "## A result", "- It came out at 0.4", "| base | 0.123 |", "| other | – |", "![line](results/one/line.png)",
         "- Less.", "`run it`: 2 min (3 core-minutes) on 2 threads of abacus; seeds 0, 1.",
     ):  # fmt: skip
         assert expected in page

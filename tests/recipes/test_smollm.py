@@ -12,7 +12,7 @@ import torch
 
 import patterning_fast as pf
 from patterning_fast.models.smollm2 import smollm2
-from patterning_fast.recipes.recipe import read_recipe, run
+from patterning_fast.recipes.recipe import read_recipe, run_file
 from patterning_fast.recipes.smollm import (
     KINDS,
     Settings,
@@ -31,7 +31,7 @@ RECIPE = Path(__file__).parents[2] / "recipes" / "smollm.toml"
 
 
 def test_quick_recipe_writes_everything(tmp_path: Path) -> None:
-    printed = run(RECIPE, tmp_path / "out", quick=True)
+    printed = run_file(RECIPE, tmp_path / "out", quick=True)
     assert "random: nothing here says anything about induction" in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         RESULTS, "report.html", "contrast.png", "positions.png", "susceptibilities.parquet",

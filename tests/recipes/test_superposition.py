@@ -94,7 +94,7 @@ def test_replicas_are_the_same_for_the_same_seed() -> None:
 
 
 def test_the_recipe_runs(tmp_path: Path) -> None:
-    summary = recipe.run(RECIPES / "superposition.toml", tmp_path / "out", quick=True)
+    summary = recipe.run_file(RECIPES / "superposition.toml", tmp_path / "out", quick=True)
     assert "the goal is" in summary
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {"What replicas come to", "All plans", "Exact polygons"} <= set(found["tables"])

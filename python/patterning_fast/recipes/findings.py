@@ -104,8 +104,8 @@ def results_page(folders: Sequence[Path], beside: Path) -> str:
         minutes, cores = found["seconds"] / 60, sum(found["core_seconds"].values()) / 60
         machine = found["machine"]
         parts += [f"## {found['title']}", f"**Claim.** {found['claim']}", f"**Goal.** {found['goal']}"]
-        parts += ["**What came out.** " + " ".join(found["said"])]
-        parts += [f"![{caption}]({at}/{name}.png)\n\n{caption}" for name, caption in found["pictures"].items()]
+        parts += ["**What came out.**", "\n".join(f"- {each}" for each in found["said"])]
+        parts += [f"![{name}]({at}/{name}.png)\n\n*{caption}*" for name, caption in found["pictures"].items()]
         for name, rows in found["tables"].items():
             parts += [f"**{name}**", markdown_table(rows)]
         if found["did_not_work"]:
