@@ -322,7 +322,7 @@ def curves(runs: Mapping[str, Mapping[str, Any]], names: Sequence[str], seeds: S
         steps = [row["step"] for row in found[0]]
         scores = np.array([[row["induction_score"] for row in each] for each in found])
         if len(seeds) > 1:
-            axes.plot(steps, scores.T, color=colour, linestyle=line, linewidth=0.5, alpha=0.5)
+            axes.plot(steps, scores.T, color=colour, linewidth=0.5, alpha=0.4)
         axes.plot(steps, scores.mean(0), color=colour, linestyle=line, linewidth=2, label=name)
     threshold = np.mean([runs[f"base, seed {seed}"]["history"][-1]["induction_score"] for seed in seeds]) / 2
     axes.axhline(threshold, color="#888888", linewidth=0.8)
@@ -336,10 +336,20 @@ def curves(runs: Mapping[str, Mapping[str, Any]], names: Sequence[str], seeds: S
 
 
 def style(name: str) -> tuple[str, Any]:
-    """Colour and line of a run: one colour a kind, one line a control."""
-    kinds = {"base": 0, "amplified": 1, "suppressed": 2, "gradient": 4}
-    lines = {"random": "--", "loss-matched": ":", "length-matched": "-.", "no loss": (0, (1, 3))}
-    return figures.COLOURS[kinds.get(name.split()[0], 3)], lines.get(name, "-")
+    """Colour and line of a run: one colour a kind; weaker plans and controls are broken lines."""
+    kind, _, strength = name.partition(" ")
+    if kind in ("amplified", "suppressed"):
+        lines = {True: "-", False: (0, (1 + 10 * float(strength), 1.5))}
+        return figures.COLOURS[1 if kind == "amplified" else 2], lines[float(strength) >= 0.5]
+    of_controls = {
+        "random": (3, "--"),
+        "loss-matched": (5, "-."),
+        "length-matched": (3, "-."),
+        "gradient": (4, "--"),
+        "no loss": (5, ":"),
+    }
+    colour, line = of_controls.get(name, (0, "-"))
+    return figures.COLOURS[colour], line
 
 
 def ratios_picture(names: Sequence[str], formed: Mapping[str, list[float]], steps: int) -> Figure:
