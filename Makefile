@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 SANITIZED := build/sanitized
 PEERS := build/peers
 
+LONGEST := tests/test_readme.py tests/test_races.py tests/recipes tests/truth
 RECIPES := induction parentheses superposition smollm
 
 .PHONY: demo results test sanitize bench bench-ops bench-small bench-endtoend gpu clean check-tools
@@ -20,12 +21,13 @@ results: $(INSTALLED)
 	for name in $(RECIPES); do $(BIN)/patterning-fast run recipes/$$name.toml --out docs/results/$$name || exit 1; done
 	$(BIN)/patterning-fast results $(RECIPES:%=docs/results/%) --out docs/results.md
 
-# Files of tests side by side, one process a core; threads that wait must not keep cores from the others.
+# Tests side by side, one process a core, the longest first; threads that wait must not keep cores from the others.
 test: $(INSTALLED)
 	$(BIN)/ruff check python tests bench
 	$(BIN)/ruff format --check python tests bench
 	$(BIN)/mypy
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		$(LONGEST) tests
 
 # The tests of the ops on kernels that watch every address and every undefined operation. The interpreter of this
 # environment sees the packages of the other, but its own build of the library.
