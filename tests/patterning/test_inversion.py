@@ -287,6 +287,13 @@ def test_directions_in_the_noise_are_not_inverted() -> None:
         pf.invert(made_up_chi(matrix, error=0.1), {"c2": 1.0})
 
 
+def test_a_component_that_no_data_move_is_refused() -> None:
+    """χ the same on all data: nothing is divided by its response of 0."""
+    chi = made_up_chi(np.full((1, 6), 2.0), error=0.1)
+    with pytest.raises(pf.InfeasibleTargetError, match="only 0% of the target lies in directions of χ"):
+        pf.invert(chi, {"c0": 1.0}, strength=0.1)
+
+
 def test_predicted_error_is_the_groups_scatter_and_that_of_the_square_of_noise() -> None:
     _, chi = random_chi(error=0.05)
     for target in ({"c0": 1.0}, xr.DataArray(np.arange(COUNT), dims="sample")):

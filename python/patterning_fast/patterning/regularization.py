@@ -42,7 +42,7 @@ class Spectrum:
     @cached_property
     def signal(self) -> np.ndarray:
         """Share of each direction's response that is signal, max(0, 1 − 1/s²) (Efron & Morris 1972) `[directions]`."""
-        return np.maximum(0.0, 1.0 - 1.0 / np.maximum(self.singular, 1e-300) ** 2)
+        return np.maximum(0.0, 1.0 - 1.0 / np.maximum(self.singular, 1e-150) ** 2)
 
     @cached_property
     def exists(self) -> np.ndarray:
