@@ -136,9 +136,10 @@ def our_model(workload: Workload) -> nn.Module:
 
 def token_ids(text: str, vocabulary: int) -> Tensor:
     """Ids `[T]` in byte-level pairs."""
-    from bench.text import byte_pair_tokenizer
+    from patterning_fast.tasks.found_text import domain_text
+    from patterning_fast.tasks.tokenizer import train_tokenizer
 
-    pieces = byte_pair_tokenizer(vocabulary).encode_batch(text.splitlines(keepends=True))
+    pieces = train_tokenizer({"code": [domain_text("code")]}, vocabulary).encode_batch(text.splitlines(keepends=True))
     return torch.tensor([index for piece in pieces for index in piece.ids])
 
 
