@@ -17,6 +17,7 @@ from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.recipes.recipe import read_recipe
 from patterning_fast.report.output import RESULTS
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 SETTINGS = {"settings": {"lr": 1e-3, "seeds": [0, 1]}}
 
 
@@ -51,6 +52,12 @@ def test_parts_in_processes(tmp_path: Path) -> None:
     assert {each["threads"] for each in (alone, found["three"], found["four"])} == {1}
 
 
+def test_parts_one_at_a_time(tmp_path: Path) -> None:
+    with Pieces(tmp_path, SETTINGS, at_once=1) as pieces:
+        found = pieces.map("squares", in_its_own_process, {"two": (2,), "three": (3,)})
+    assert {each["process"] for each in found.values()} == {os.getpid()}
+
+
 def test_a_part_that_fails_keeps_the_others(tmp_path: Path) -> None:
     with Pieces(tmp_path, SETTINGS) as pieces, pytest.raises(TypeError):
         pieces.map("squares", in_its_own_process, {"two": (2,), "none": (None,), "three": (3,)})
@@ -73,6 +80,12 @@ def test_parts_of_other_settings_are_refused(tmp_path: Path) -> None:
         Pieces(tmp_path, SETTINGS)
     with pytest.raises(ValueError, match=r"settings\.lr: 0\.001 there, 0\.01 here"):
         Pieces(tmp_path, {"settings": {"lr": 1e-2, "seeds": [0, 1]}})
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+def test_settings_of_every_recipe_fit(path: Path) -> None:
+    full, quick = (read_recipe(path, quick) for quick in (False, True))
+    assert quick.settings != full.settings
 
 
 @pytest.mark.parametrize(
@@ -120,8 +133,9 @@ def test_findings_in_files(tmp_path: Path) -> None:
     assert pyarrow.parquet.read_table(folder / "weights.parquet").to_pylist() == findings.data["weights"]
     page = results_page([folder], tmp_path)
     for expected in (
-        "## A result", "- It came out at 0.4", "| base | 0.123 |", "| other | – |", "![line](results/one/line.png)",
-        "- Less.", "`run it`: 2 min (3 core-minutes) on 2 threads of abacus; seeds 0, 1.",
+        "## A result (one)", "- It came out at 0.4", "| base | 0.123 |", "| other | – |",
+        "![line](results/one/line.png)", "- Less.",
+        "`run it`: 2 min (3 core-minutes) on 2 threads of abacus; seeds 0, 1.",
     ):  # fmt: skip
         assert expected in page
     assert "Less." in (folder / "report.html").read_text()

@@ -21,9 +21,11 @@ import torch
 from patterning_fast.cli import main
 from patterning_fast.recipes.induction import QUICK, Settings, by_gradient, dealt_out, initial_model, non_negative
 from patterning_fast.recipes.induction_findings import crossing, in_words
+from patterning_fast.recipes.recipe import read_recipe, run
 from patterning_fast.tasks.induction import repeated_strings
 
 COMMAND = [sys.executable, "-m", "patterning_fast.cli", "demo", "--quick", "--out"]
+RECIPES = Path(__file__).parents[2] / "recipes"
 FILES = {"results.json", "weights.parquet", "curves.parquet", "curves.png", "chi.png", "mode.png", "report.html"}
 
 
@@ -131,8 +133,42 @@ def test_gradient_weights_prefer_the_loss_they_are_made_for() -> None:
     """Data that are the strings with repeats themselves: their repeats, whose mean loss it is, weigh more."""
     settings = Settings(**QUICK)
     repeats = repeated_strings(torch.arange(96), 32, settings.length, seed=2)
-    rho = by_gradient(initial_model(settings, 0), repeats.tokens, repeats, 0.3)
+    rho = by_gradient(initial_model(settings, 96, 0), repeats.tokens, repeats, 0.3)
     assert float(rho[repeats.repeats()].mean()) > float(rho[~repeats.repeats()].mean()) + 0.05
+
+
+def test_text_of_domains_with_chi_on_some_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU recipe's way through, at toy size: tokens of domains, and weights for contexts that χ is not of."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text = tmp_path / "text"
+    text.mkdir()
+    for name, phrase in (
+        ("prose", "the quick brown fox jumps over the lazy dog, said {}. "),
+        ("sums", "{} + 1 > {}\n"),
+    ):
+        (text / f"{name}.txt").write_text("".join(phrase.format(number, number) for number in range(2000)))
+    file = tmp_path / "small.toml"
+    quick = (RECIPES / "induction-gpu.toml").read_text().partition("[quick]")[2]
+    file.write_text(f'recipe = "induction"\n[settings]{quick}'.replace('"found"', json.dumps(str(text))))
+    made = read_recipe(file, quick=False)
+    run(made, tmp_path / "out", "by hand")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [row["run"] for row in results["tables"]["Weights"]] == [
+        "amplified 0.3", "suppressed 0.3", "random", "loss alone", "no loss"
+    ]  # fmt: skip
+    for row in results["tables"]["Weights"]:
+        assert row["mean ρ"] == pytest.approx(1.0, abs=1e-6)
+        if row["run"] == "loss alone":
+            assert row["ρ: seen before"] == pytest.approx(1.0, abs=0.2)
+            assert 0.05 < row["strength α"] < 0.3
+        else:
+            assert row["strength α"] == pytest.approx(0.3, rel=1e-4)
+    assert {row["domain"] for row in results["tables"]["Mean weight by domain"]} == {"prose", "sums"}
+    weights = pyarrow.parquet.read_table(tmp_path / "out" / "weights.parquet")
+    assert weights.num_rows == made.settings.chi_contexts * (made.settings.length - 1)
+    _, counts = np.unique(weights["loss alone"].to_numpy(), return_counts=True)
+    assert counts.max() > 0.1 * weights.num_rows  # what induction predicts has one weight
+    assert read_recipe(RECIPES / "induction-gpu.toml", quick=False).settings.source == "mini-pile"
 
 
 def history(scores: list[float]) -> list[dict[str, float]]:
@@ -155,7 +191,7 @@ def test_words_say_what_the_table_says() -> None:
     }
 
     def said(**changes: list[float]) -> str:
-        return " ".join(in_words(settings, formed | changes, {}, {}, None))
+        return " ".join(in_words(settings, formed | changes, {}, None))
 
     text = said()
     assert "formed the circuit at step 100, 200 of 1500" in text

@@ -103,7 +103,7 @@ def results_page(folders: Sequence[Path], beside: Path) -> str:
         at = folder.relative_to(beside).as_posix()
         minutes, cores = found["seconds"] / 60, sum(found["core_seconds"].values()) / 60
         machine = found["machine"]
-        parts += [f"## {found['title']}", f"**Claim.** {found['claim']}", f"**Goal.** {found['goal']}"]
+        parts += [f"## {found['title']} ({folder.name})", f"**Claim.** {found['claim']}", f"**Goal.** {found['goal']}"]
         parts += ["**What came out.**", "\n".join(f"- {each}" for each in found["said"])]
         parts += [f"![{name}]({at}/{name}.png)\n\n*{caption}*" for name, caption in found["pictures"].items()]
         for name, rows in found["tables"].items():

@@ -7,9 +7,8 @@ is induction, and retraining from the same start with that mode amplified and su
 from __future__ import annotations
 
 import copy
-import string
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,14 +19,12 @@ from torch import Tensor
 
 import patterning_fast as pf
 from patterning_fast.models.attention_only import AttentionOnlyLM
+from patterning_fast.recipes.continued import continued
 from patterning_fast.recipes.findings import Findings
 from patterning_fast.recipes.induction_findings import findings
+from patterning_fast.recipes.induction_text import MIXTURE, Text, text_of
 from patterning_fast.recipes.pieces import Pieces, shows_progress
-from patterning_fast.tasks.found_text import CHARACTERS, Contexts, decode, encode, found_text_contexts
-from patterning_fast.tasks.induction import RepeatedStrings, predictable_by_induction, repeated_strings
-
-HELD_OUT = 64
-"""Contexts, and strings with repeats, that runs are measured on."""
+from patterning_fast.tasks.induction import RepeatedStrings, predictable_by_induction
 
 STEP = 1e-3
 """Relative length of the step of a directional derivative of the losses."""
@@ -39,10 +36,16 @@ class Settings:
 
     seeds: tuple[int, ...] = (0,)
     """Of text, initialisation, minibatches and noise."""
+    source: str = MIXTURE
+    """"mixture", of characters; or what `tasks.domains.domains` takes, in tokens of a vocabulary of its own."""
+    vocabulary: int = 5000
+    """Of the tokenizer of a source; the mixture has 96 characters."""
     contexts: int = 2048
     length: int = 65
     quoted: float = 0.5
-    """Share of contexts of the domain whose passages come twice; the other three domains share the rest."""
+    """Share of the mixture's contexts whose passages come twice; its other three domains share the rest."""
+    chi_contexts: int = 0
+    """Contexts that χ is estimated on, from which the mode is continued to all others; 0 for all."""
     width: int = 64
     heads: int = 2
     head_width: int = 32
@@ -57,6 +60,7 @@ class Settings:
     chains: int = 8
     draws: int = 12
     steps_between_draws: int = 3
+    sampler_batch: int = 16
     strengths: tuple[float, ...] = (0.3,)
     """Root mean square of ρ − 1; controls have the last."""
     controls: tuple[str, ...] = ("random",)
@@ -65,6 +69,7 @@ class Settings:
     """Training steps at which λ̂ is estimated, in the base run and those of the last strength."""
     verify: bool = False
     """Sample again under the weights of the first seed."""
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.controls) - set(CONTROLS))
@@ -73,11 +78,8 @@ class Settings:
                 f"controls must be among {', '.join(CONTROLS)}, with at least one seed and one strength; "
                 f"got {self.controls}, {self.seeds} and {self.strengths}"
             )
-
-    @property
-    def shares(self) -> dict[str, float]:
-        other = (1.0 - self.quoted) / 3
-        return {"code": other, "reference": other, "metadata": other, "quoted": self.quoted}
+        if self.chi_contexts > self.contexts:
+            raise ValueError(f"chi_contexts must be at most all {self.contexts} contexts, got {self.chi_contexts}")
 
 
 QUICK: dict[str, Any] = {
@@ -89,6 +91,7 @@ QUICK: dict[str, Any] = {
 CONTROLS = {
     "random": "the amplifying weights dealt out at random",
     "loss-matched": "the amplifying weights dealt out at random among tokens of like loss",
+    "loss alone": "the same, but for tokens that induction predicts, which have a weight of 1",
     "length-matched": "the amplifying weights dealt out at random among tokens after as many others",
     "gradient": "weights by how far a step down the loss on repeats lowers each token's loss",
     "no loss": "amplified, from chains that feel no loss (nβ = 0)",
@@ -97,6 +100,8 @@ CONTROLS = {
 
 def run(settings: Settings, pieces: Pieces) -> Findings:
     """Everything, seed by seed; a training or an estimate at a time is kept."""
+    if settings.source != MIXTURE:  # tokenizer and tokens are made once, before several processes look for them
+        text_of(settings, settings.seeds[0])
     unweighted = {f"base, seed {seed}": (settings, seed, None, True) for seed in settings.seeds}
     base = pieces.map("base runs", trained, unweighted)
     found = {
@@ -123,32 +128,18 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
 WAYS = ("amplified", "suppressed")
 
 
-def texts(settings: Settings, seed: int) -> tuple[Contexts, Contexts, RepeatedStrings]:
-    """The training contexts of a seed, others held out, and strings with repeats."""
-    letters = torch.from_numpy(encode(string.ascii_letters + string.digits + "-_"))
-    return (
-        found_text_contexts(settings.contexts, settings.length, settings.shares, seed=seed + 1),
-        found_text_contexts(HELD_OUT, settings.length, settings.shares, seed=seed + 1_000_003),
-        repeated_strings(letters, HELD_OUT, settings.length, seed=seed + 2),
-    )
-
-
-def initial_model(settings: Settings, seed: int) -> AttentionOnlyLM:
+def initial_model(settings: Settings, vocabulary: int, seed: int) -> AttentionOnlyLM:
     """The start of every run of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return AttentionOnlyLM(
-            len(CHARACTERS),
-            settings.length - 1,
-            width=settings.width,
-            heads=settings.heads,
-            head_width=settings.head_width,
-        )
+            vocabulary, settings.length - 1, width=settings.width, heads=settings.heads, head_width=settings.head_width
+        ).to(settings.device)
 
 
 def trained(settings: Settings, seed: int, rho: Tensor | None, follow: bool) -> dict[str, Any]:
     """A run from the seed's start on weighted data: its end, its history and, where it is followed, λ̂ on the way."""
-    contexts, held_out, repeats = texts(settings, seed)
+    text = text_of(settings, seed)
     llc: list[dict[str, float]] = []
 
     def metrics(model: torch.nn.Module) -> dict[str, float]:
@@ -156,22 +147,26 @@ def trained(settings: Settings, seed: int, rho: Tensor | None, follow: bool) -> 
         steps = len(history) * settings.metrics_every
         history.append(steps)
         if follow and steps in settings.llc_steps:
-            llc.append({"step": steps, **learning_coefficient(settings, model, contexts.tokens, seed)})
-        best = max(score["induction"] for score in repeats.head_scores(model).values())
+            llc.append({"step": steps, **learning_coefficient(settings, model, text.training.tokens, seed)})
+        best = max(score["induction"] for score in text.repeats.head_scores(model).values())
         return {
             "induction_score": best,
-            "loss_on_repeats": repeats.loss_on_repeats(model),
-            "in_context": in_context_score(model, held_out.tokens),
+            "loss_on_repeats": text.repeats.loss_on_repeats(model),
+            "in_context": in_context_score(model, text.held_out.tokens),
         }
 
     history: list[int] = []
-    model = initial_model(settings, seed)
+    model = initial_model(settings, text.vocabulary, seed)
     rows = pf.train(
-        model, contexts.tokens, pf.losses.next_token, steps=settings.train_steps, batch_size=settings.train_batch,
+        model, text.training.tokens, pf.losses.next_token, steps=settings.train_steps, batch_size=settings.train_batch,
         lr=settings.train_lr, weight_decay=settings.weight_decay, weights=rho, seed=seed, metrics=metrics,
         metrics_every=settings.metrics_every, progress=shows_progress(),
     )  # fmt: skip
-    return {"parameters": dict(model.state_dict()), "history": rows, "llc": llc}
+    return {
+        "parameters": {name: each.cpu() for name, each in model.state_dict().items()},
+        "history": rows,
+        "llc": llc,
+    }
 
 
 def in_context_score(model: AttentionOnlyLM, tokens: Tensor) -> float:
@@ -189,17 +184,16 @@ def learning_coefficient(settings: Settings, model: AttentionOnlyLM, tokens: Ten
         copy.deepcopy(model), pf.losses.next_token, tokens, n_beta=settings.n_beta, localization=settings.localization
     )
     statistics = pf.sample(
-        posterior, pf.SGLD(settings.lr), probes={"few": tokens[:2]}, loss_samples=few, chains=settings.chains,
-        draws=settings.draws, steps_between_draws=settings.steps_between_draws, antithetic=True, seed=seed,
-        progress=False,
+        posterior, pf.SGLD(settings.lr), probes={"few": tokens[:2]}, loss_samples=few,
+        progress=False, **sampling(settings, seed),
     )  # fmt: skip
     llc = statistics.llc().isel(component=0)
     return {"llc": float(llc["llc"]), "llc_error": float(llc["llc_error"])}
 
 
-def at(settings: Settings, parameters: Mapping[str, Tensor]) -> AttentionOnlyLM:
+def at(settings: Settings, vocabulary: int, parameters: Mapping[str, Tensor]) -> AttentionOnlyLM:
     """The model with these parameters."""
-    model = initial_model(settings, 0)
+    model = initial_model(settings, vocabulary, 0)
     model.load_state_dict(dict(parameters))
     return model.eval()
 
@@ -222,6 +216,7 @@ def sampling(settings: Settings, seed: int) -> dict[str, Any]:
         "chains": settings.chains,
         "draws": settings.draws,
         "steps_between_draws": settings.steps_between_draws,
+        "batch_size": settings.sampler_batch,
         "antithetic": True,
         "seed": seed,
     }
@@ -229,64 +224,87 @@ def sampling(settings: Settings, seed: int) -> dict[str, Any]:
 
 def modes_and_weights(settings: Settings, seed: int, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
     """χ of the base run's heads, its modes, and the weights of every other run."""
-    contexts, _, repeats = texts(settings, seed)
-    model = at(settings, parameters)
-    scores = repeats.head_scores(model)
-    predictable = predictable_by_induction(contexts.tokens)
-    statistics = chains(settings, model, contexts.tokens, settings.n_beta, seed)
-    chi = of_heads(statistics)
-    modes, similarity = towards_induction(pf.modes(chi, centre_data=False), predictable.flatten().numpy())
-    chosen = int(np.argmax(similarity))
-    weights: dict[str, Tensor] = {}
-    plans: dict[str, dict[str, Any]] = {}
-    for way, direction in zip(WAYS, (modes[chosen], -modes[chosen]), strict=True):
-        for strength in settings.strengths:
-            plan = pf.invert(chi, direction, strength=strength)
-            weights[f"{way} {strength:g}"] = torch.from_numpy(plan.weights.values).view(predictable.shape)
-            plans[f"{way} {strength:g}"] = {
-                name: plan.attrs[name]
-                for name in ("strength", "share_negative_before_policy", "share_zero", "effective_sample_size")
-            }
+    text = text_of(settings, seed)
+    model = at(settings, text.vocabulary, parameters)
+    known = text.training.tokens[: settings.chi_contexts or settings.contexts]
+    scores = text.repeats.head_scores(model)
+    predictable = predictable_by_induction(known).cpu()
+    statistics = chains(settings, model, known, settings.n_beta, seed)
+    found = induction_weights(settings, model, text, of_heads(statistics), predictable)
+    weights = found.pop("weights")
     amplified = weights[f"amplified {settings.strengths[-1]:g}"]
     for name in settings.controls:
         if name == "no loss":
-            blind = of_heads(chains(settings, model, contexts.tokens, 0.0, seed)).assign_attrs(n_beta=settings.n_beta)
-            weights[name] = weights_without_loss(blind, predictable, settings.strengths[-1])
+            blind = of_heads(chains(settings, model, known, 0.0, seed)).assign_attrs(n_beta=settings.n_beta)
+            strongest = replace(settings, strengths=settings.strengths[-1:])
+            without_loss = induction_weights(strongest, model, text, blind, predictable)
+            weights[name] = without_loss["weights"][f"amplified {settings.strengths[-1]:g}"]
         elif name == "gradient":
-            weights[name] = by_gradient(model, contexts.tokens, repeats, settings.strengths[-1])
+            weights[name] = by_gradient(model, text.training.tokens, text.repeats, settings.strengths[-1]).cpu()
         else:
-            weights[name] = dealt_out(amplified, like(name, model, contexts.tokens), seed)
-    table, diagnostics, llc = modes.table, statistics.diagnostics(), statistics.llc()
-    first = [*range(2), *np.flatnonzero(contexts.domain == "quoted")[:2].tolist()]
+            weights[name] = dealt_out(amplified, like(name, model, text.training.tokens), seed)
+        if name == "loss alone":
+            spared = torch.where(predictable_by_induction(text.training.tokens).cpu(), 1.0, weights[name])
+            weights[name] = spared / spared.mean()
+    llc = statistics.llc()
+    domain = text.training.domain[: len(known)]
+    first = [*range(2), *np.flatnonzero(domain == "quoted")[:2].tolist()]
+    return found | {
+        "weights": weights,
+        "scores": scores,
+        "components": [
+            {
+                "component": name,
+                "llc": float(llc["llc"][index]),
+                "llc error": float(llc["llc_error"][index]),
+                "r_hat": float(llc["r_hat"][index]),
+            }
+            for index, name in enumerate(statistics.component_names)
+        ],
+        "chi": found["chi"][:, first],
+        "shown": [str(name) for name in domain[first]],
+        "predictable": predictable,
+        "domain": [str(name) for name in domain],
+        "text_sha256": text.training.text_sha256,
+    }
+
+
+def induction_weights(
+    settings: Settings, model: AttentionOnlyLM, text: Text, chi: xr.Dataset, predictable: Tensor
+) -> dict[str, Any]:
+    """The mode of χ most like induction, and weights of all tokens along it, each way and at each strength."""
+    modes, similarity = towards_induction(pf.modes(chi, centre_data=False), predictable.flatten().numpy())
+    chosen = int(np.argmax(similarity))
+    table = modes.table
+    loading = torch.from_numpy(table["data_loading"].values[chosen]).float().view(predictable.shape)
+    everywhere = continued(model, text.training.tokens, loading) if len(loading) < settings.contexts else None
+    weights: dict[str, Tensor] = {}
+    negative: dict[str, float] = {}
+    for sign, way in zip((1, -1), WAYS, strict=True):
+        for strength in settings.strengths:
+            name = f"{way} {strength:g}"
+            plan = pf.invert(chi, modes[chosen] if sign > 0 else -modes[chosen], strength=strength)
+            negative[name] = plan.attrs["share_negative_before_policy"]
+            weights[name] = (
+                torch.from_numpy(plan.weights.values).view(loading.shape)
+                if everywhere is None
+                else non_negative(sign * everywhere.values, strength).cpu()
+            )
     return {
         "weights": weights,
-        "plans": plans,
+        "negative before policy": negative,
+        "continued": None if everywhere is None else everywhere.correlation,
         "chosen": chosen,
         "similarity": similarity,
-        "scores": scores,
         "heads": [str(name) for name in table["component"].values],
         "modes": {
             name: torch.from_numpy(np.asarray(table[name].values, dtype=np.float64))
             for name in ("singular_value", "singular_value_error", "component_loading")
         },
         "noise_floor": float(table.attrs["noise_floor"]),
-        "data_loading": torch.from_numpy(table["data_loading"].values[chosen]).float(),
-        "extremes": extreme_tokens(modes[chosen], contexts),
-        "components": [
-            {
-                "component": name,
-                "llc": float(llc["llc"][index]),
-                "llc error": float(llc["llc_error"][index]),
-                "r_hat": float(diagnostics["r_hat"][index]),
-            }
-            for index, name in enumerate(statistics.component_names)
-        ],
-        "chi": torch.from_numpy(chi["chi"].values.reshape(len(chi["component"]), *predictable.shape)[:, first]).float(),
-        "shown": [str(name) for name in contexts.domain[first]],
-        "predictable": predictable,
-        "quoted": torch.from_numpy(contexts.domain == "quoted"),
-        "text_sha256": contexts.text_sha256,
-        "seconds of chains": float(statistics.attrs["seconds"]),
+        "data_loading": loading.flatten(),
+        "extremes": extreme_tokens(modes[chosen], text, len(loading)),
+        "chi": torch.from_numpy(chi["chi"].values.reshape(-1, *loading.shape)).float(),
     }
 
 
@@ -306,23 +324,18 @@ def towards_induction(modes: pf.Modes, predictable: np.ndarray) -> tuple[pf.Mode
     return pf.Modes(table.transpose("mode", ...)), np.abs(similarity).tolist()
 
 
-def weights_without_loss(chi: xr.Dataset, predictable: Tensor, strength: float) -> Tensor:
-    """Amplifying weights of the mode most like induction, of chains that feel no loss."""
-    modes, similarity = towards_induction(pf.modes(chi, centre_data=False), predictable.flatten().numpy())
-    plan = pf.invert(chi, modes[int(np.argmax(similarity))], strength=strength)
-    return torch.from_numpy(plan.weights.values).view(predictable.shape)
-
-
 def like(control: str, model: AttentionOnlyLM, tokens: Tensor) -> Tensor:
     """Numbers of classes of tokens `[contexts, T]` within which a control deals out weights."""
-    with torch.no_grad():
-        losses = torch.cat([pf.losses.next_token(model, some) for some in tokens.split(256)])
+    contexts, length = tokens[:, 1:].shape
     if control == "length-matched":
-        return torch.arange(losses.shape[1]).expand(losses.shape)
-    if control == "loss-matched":
+        return torch.arange(length).expand(contexts, length)
+    if control in ("loss-matched", "loss alone"):
+        with torch.no_grad():
+            losses = torch.cat([pf.losses.next_token(model, some) for some in tokens.split(256)])
+        losses = losses.cpu()
         edges = torch.quantile(losses.flatten()[:: max(1, losses.numel() // 2**20)], torch.linspace(0, 1, 51)[1:-1])
         return torch.bucketize(losses, edges)
-    return torch.zeros(losses.shape, dtype=torch.long)
+    return torch.zeros(contexts, length, dtype=torch.long)
 
 
 def dealt_out(weights: Tensor, classes: Tensor, seed: int) -> Tensor:
@@ -377,19 +390,19 @@ def verification(
     settings: Settings, seed: int, parameters: Mapping[str, Tensor], found: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Predicted against realised dμ of the heads, under amplifying weights at three strengths."""
-    contexts, _, _ = texts(settings, seed)
-    model = at(settings, parameters)
-    few = {"probes": {"training": contexts.tokens}, "loss_samples": min(256, len(contexts.tokens))}
-    chi = of_heads(chains(settings, model, contexts.tokens, settings.n_beta, seed, **few))
-    loading = found["data_loading"].double()
-    direction = chi["chi"][0].copy(data=loading.numpy())
+    text = text_of(settings, seed)
+    tokens = text.training.tokens[: settings.chi_contexts or settings.contexts]
+    model = at(settings, text.vocabulary, parameters)
+    few = {"probes": {"training": tokens}, "loss_samples": min(256, len(tokens))}
+    chi = of_heads(chains(settings, model, tokens, settings.n_beta, seed, **few))
+    direction = chi["chi"][0].copy(data=found["data_loading"].double().numpy())
     plan = pf.invert(chi, direction, strength=settings.strengths[-1])
     posterior = pf.LocalPosterior(
-        model, pf.losses.next_token, contexts.tokens, n_beta=settings.n_beta, localization=settings.localization
+        model, pf.losses.next_token, tokens, n_beta=settings.n_beta, localization=settings.localization
     )
     checked = pf.verify(
         plan, posterior, pf.SGLD(settings.lr), fractions=(0.1, 0.3, 1.0), components=pf.attention_heads(model),
-        **sampling(settings, seed + 1) | {"probes": {"few": contexts.tokens[:2]}, "loss_samples": few["loss_samples"]},
+        **sampling(settings, seed + 1) | {"probes": {"few": tokens[:2]}, "loss_samples": few["loss_samples"]},
     )  # fmt: skip
     kept = ("predicted", "predicted_error", "realised", "realised_error")
     return {
@@ -401,14 +414,14 @@ def verification(
     }
 
 
-def extreme_tokens(mode: pf.Mode, contexts: Contexts) -> list[dict[str, Any]]:
+def extreme_tokens(mode: pf.Mode, text: Text, contexts: int) -> list[dict[str, Any]]:
     """The tokens the mode loads on most, either way, each with its domain and behind the text it follows."""
     return [
         {
             "loading (rms 1)": float(row["loading"]),
-            "domain": str(contexts.domain[row["sample"]]),
+            "domain": str(text.training.domain[row["sample"]]),
             "text so far": str(row["text so far"]),
             "token": str(row["token"]),
         }
-        for row in pf.extreme_data(mode, contexts.tokens, decode)
+        for row in pf.extreme_data(mode, text.training.tokens[:contexts].cpu(), text.decode)
     ]

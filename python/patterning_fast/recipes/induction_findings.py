@@ -35,6 +35,7 @@ def findings(
     tables: dict[str, Rows] = {
         "Runs": outcomes(names, formed, end),
         "Weights": weights_table(settings, found[seeds[0]], names[1:]),
+        "Mean weight by domain": domain_table(found[seeds[0]], names[1:]),
         f"Modes of χ over heads, seed {seeds[0]}": modes_table(found[seeds[0]]),
         f"Components, seed {seeds[0]}": components_table(found[seeds[0]]),
         "Tokens the mode loads on most": extremes_table(found[seeds[0]]),
@@ -99,7 +100,7 @@ def findings(
         "makes the induction circuit form earlier or later (arXiv:2601.13548, §4).",
         goal="Amplified runs form the circuit at least 1.4 times as early, suppressed ones at least twice as late or "
         "not within the run, controls within 10 % of the base run.",
-        said=in_words(settings, formed, end, found, verified),
+        said=in_words(settings, formed, found, verified),
         seeds=seeds,
         tables=tables,
         pictures=pictures,
@@ -164,7 +165,6 @@ def interval(values: Sequence[float]) -> str:
 def in_words(
     settings: Settings,
     formed: Mapping[str, list[float]],
-    end: Mapping[str, list[Any]],
     found: Mapping[int, Mapping[str, Any]],
     verified: Mapping[str, Any] | None,
 ) -> list[str]:
@@ -201,11 +201,19 @@ def in_words(
             f"Seed {seed}: mode {each['chosen']} is taken as induction by its tokens (correlation {by_tokens:.2f} with "
             f"what induction can predict); its loadings on heads correlate {by_heads(each):.2f} with attention scores."
         )
+    for seed, each in found.items():
+        if each["continued"] is not None:
+            said.append(
+                f"Seed {seed}: weights are of the mode continued from {len(each['predictable'])} to all "
+                f"{settings.contexts} contexts; on known contexts that were left out of the fit it correlates "
+                f"{each['continued']:.2f} with the mode itself."
+            )
     if verified is not None:
         said.append(
             f"Sampled again under the weights, the prediction is kept up to a strength of {verified['radius']:.2g}; "
             "the weights are used for their direction, not for the size that linear response predicts."
         )
+    said += [f"SHA-256 of the text: {text}." for text in sorted({each["text_sha256"] for each in found.values()})]
     return said
 
 
@@ -219,36 +227,49 @@ def weights_table(settings: Settings, found: Mapping[str, Any], names: Sequence[
     """The weights of each run: their spread, and their mean on each class of tokens."""
     rows: Rows = []
     items = found["predictable"].numel()
+    classes = token_classes(found)
     for name in names:
-        rho, plan = found["weights"][name].double(), found["plans"].get(name, {})
+        rho = found["weights"][name].double()
+        shown = rho[: len(found["predictable"])].numpy()
         rows.append(
             {
                 "run": name,
                 "mean ρ": float(rho.mean()),
                 "strength α": float((rho - 1).square().mean().sqrt()),
                 "αβ": float((rho - 1).square().mean().sqrt()) * settings.n_beta / items,
-                "negative before policy": plan.get("share_negative_before_policy", float("nan")),
+                "negative before policy": found["negative before policy"].get(name, float("nan")),
                 "at zero": float((rho == 0).double().mean()),
                 "effective tokens": float(rho.sum() ** 2 / rho.square().sum()),
             }
             | {
-                f"ρ: {label}": float(rho.numpy()[mask].mean()) if mask.any() else float("nan")
-                for label, mask in token_classes(found).items()
+                f"ρ: {label}": float(shown[mask].mean()) if mask.any() else float("nan")
+                for label, mask in classes.items()
             }
         )
     return rows
 
 
+def domain_table(found: Mapping[str, Any], names: Sequence[str]) -> Rows:
+    """Mean weights of each run on the contexts that χ is of, by domain."""
+    domains = np.array(found["domain"])
+    by_context = {name: found["weights"][name][: len(domains)].double().mean(1).numpy() for name in names}
+    return [
+        {"domain": str(domain), "contexts": int((domains == domain).sum())}
+        | {name: float(each[domains == domain].mean()) for name, each in by_context.items()}
+        for domain in np.unique(domains)
+    ]
+
+
 def token_classes(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Masks over tokens `[contexts, T]`: in the quoted domain or not, predictable by induction or not."""
+    """Masks over tokens `[contexts, T]` that χ is of: predictable by induction or not, and in the quoted domain or
+    not where there is one."""
     predictable = found["predictable"].numpy()
-    quoted = np.broadcast_to(found["quoted"].numpy()[:, None], predictable.shape)
-    return {
-        "quoted, seen before": quoted & predictable,
-        "quoted, first time": quoted & ~predictable,
-        "other text, seen before": ~quoted & predictable,
-        "other text": ~quoted & ~predictable,
-    }
+    seen = {"seen before": predictable, "first time": ~predictable}
+    quoted = np.broadcast_to(np.array(found["domain"])[:, None] == "quoted", predictable.shape)
+    if not quoted.any():
+        return seen
+    where = {"quoted": quoted, "other text": ~quoted}
+    return {f"{place}, {when}": here & then for place, here in where.items() for when, then in seen.items()}
 
 
 def modes_table(found: Mapping[str, Any]) -> Rows:
@@ -344,6 +365,7 @@ def style(name: str) -> tuple[str, Any]:
     of_controls = {
         "random": (3, "--"),
         "loss-matched": (5, "-."),
+        "loss alone": (4, ":"),
         "length-matched": (3, "-."),
         "gradient": (4, "--"),
         "no loss": (5, ":"),
@@ -419,7 +441,8 @@ def history_rows(runs: Mapping[str, Mapping[str, Any]], names: Sequence[str], se
 
 
 def weight_columns(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The weights of the first seed's runs, by token."""
+    """The weights of the first seed's runs, by token of the contexts that χ is of."""
     samples, positions = np.indices(found["predictable"].shape).astype(np.int32)
     places = {"sample": samples.flatten(), "position": positions.flatten()}
-    return places | {name: each.numpy().astype(np.float32).flatten() for name, each in found["weights"].items()}
+    weights = {name: each[: len(samples)].numpy() for name, each in found["weights"].items()}
+    return places | {name: each.astype(np.float32).flatten() for name, each in weights.items()}

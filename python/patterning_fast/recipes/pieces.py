@@ -39,8 +39,9 @@ class Pieces:
     holds it.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, settings: Mapping[str, Any], at_once: int | None = None) -> None:
+        """`at_once`: parts that `map` computes side by side; None for as many as torch has threads."""
+        self.folder, self.at_once = folder, at_once or torch.get_num_threads()
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = (folder / LOCK).open("w")
         try:
@@ -91,14 +92,14 @@ class Pieces:
     def map(
         self, description: str, function: Callable[..., T], arguments: Mapping[str, tuple[Any, ...]]
     ) -> dict[str, T]:
-        """Parts `function(*arguments)` by name, each on one thread, as many at once as torch has threads.
+        """Parts `function(*arguments)` by name, each on one thread, several at once.
 
         They run in processes, which show no progress bars of their own (`shows_progress`); one alone runs here.
         `function` must be one of a module, and its arguments such as can be sent to another process.
         """
         missing = [name for name in arguments if not self.path(name).exists()]
-        threads = torch.get_num_threads()
-        if min(threads, len(missing)) == 1:
+        if min(self.at_once, len(missing)) == 1:
+            threads = torch.get_num_threads()
             torch.set_num_threads(1)
             try:
                 for at, name in enumerate(missing, 1):
@@ -110,7 +111,7 @@ class Pieces:
             wanted = {name: arguments[name] for name in missing}
             done = len(arguments) - len(missing)
             with tqdm(total=len(arguments), initial=done, desc=description, unit="part") as bar:
-                for name, value, seconds in in_processes(threads, function, wanted):
+                for name, value, seconds in in_processes(self.at_once, function, wanted):
                     self.write(name, value, seconds)
                     bar.update()
         return {name: self.read(name) for name in arguments}
@@ -133,14 +134,14 @@ class Pieces:
 
 
 def in_processes(
-    threads: int, function: Callable[..., T], arguments: Mapping[str, tuple[Any, ...]]
+    at_once: int, function: Callable[..., T], arguments: Mapping[str, tuple[Any, ...]]
 ) -> Iterator[tuple[str, T, float]]:
     """Name, result and seconds of each call, as they come."""
     # A fork of this process would inherit the locks of OpenMP's threads; one of a server that has none does not, and
     # need not import torch again.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
-    pool = ProcessPoolExecutor(min(threads, len(arguments)), context, initializer=on_one_thread)
+    pool = ProcessPoolExecutor(min(at_once, len(arguments)), context, initializer=on_one_thread)
     try:
         running = {pool.submit(timed, function, each): name for name, each in arguments.items()}
         for done in as_completed(running):

@@ -97,9 +97,10 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
         "patterning_fast": version("patterning_fast"),
         "code": code,
     }
+    on_cpu = getattr(recipe.settings, "device", "cpu") == "cpu"  # processes side by side would share a GPU's memory
     with (
         output_folder(out, EXPECTED_BYTES) as folder,
-        Pieces(out.absolute().with_name(f"{out.name}.parts"), made) as pieces,
+        Pieces(out.absolute().with_name(f"{out.name}.parts"), made, at_once=None if on_cpu else 1) as pieces,
     ):
         found = recipe.module.run(recipe.settings, pieces)
         made |= {

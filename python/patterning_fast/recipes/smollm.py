@@ -8,7 +8,6 @@ head's own on, and its contrast between what is said a second time and what is s
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -82,9 +81,9 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
     heads = chosen_heads(settings, scores)
     found = pieces.map("susceptibilities", susceptibility, {head: (settings, head) for head in heads})
     chi = {head: each["chi"].numpy() for head, each in found.items()}
-    rows = head_rows(heads, scores, chi, {head: each["core_seconds"] for head, each in found.items()})
+    rows = head_rows(heads, scores, chi, pieces.core_seconds)
     tests = outcome_rows(rows)
-    spent = attention["core_seconds"] + sum(row["core seconds"] for row in rows)
+    spent = pieces.core_seconds["attention"] + sum(row["core seconds"] for row in rows)
     return Findings(
         title="Induction heads of SmolLM2-135M, by their susceptibilities",
         claim="Susceptibilities of attention heads tell what the heads do: tokens that an induction circuit predicts "
@@ -147,7 +146,6 @@ def tiny() -> Any:
 
 def attention_scores(settings: Settings) -> dict[str, Any]:
     """Each head's attention to the token after the last occurrence, on random tokens said twice, and the losses."""
-    started = time.process_time()
     model = loaded(settings.model).model
     strings = said_twice(random_passages(settings, settings.attention_strings, settings.seed))
     model.set_attn_implementation("eager")  # others do not give their patterns
@@ -160,7 +158,6 @@ def attention_scores(settings: Settings) -> dict[str, Any]:
         "scores": {head: each["induction"] for head, each in strings.scores(patterns).items()},
         "first": float(losses[~again].mean()),
         "again": float(losses[again].mean()),
-        "core_seconds": time.process_time() - started,
     }
 
 
@@ -185,8 +182,7 @@ def chosen_heads(settings: Settings, scores: Mapping[str, float]) -> dict[str, b
 
 
 def susceptibility(settings: Settings, head: str) -> dict[str, Any]:
-    """χ `[chains, kinds, strings, positions]` of a head's unshared parameters, and what it cost."""
-    started = time.process_time()
+    """χ `[chains, kinds, strings, positions]` of a head's unshared parameters."""
     model, text = loaded(settings.model)
     generator = np.random.default_rng(settings.seed + 1)
     passages = torch.from_numpy(plain_windows(text, settings.strings, settings.passage, generator))
@@ -219,7 +215,7 @@ def susceptibility(settings: Settings, head: str) -> dict[str, Any]:
     )
     chi = found["chi_group"].sel(component=head).transpose("group", "token").values
     shape = (settings.chains, len(KINDS), settings.strings, 2 * settings.passage)
-    return {"chi": torch.tensor(chi.reshape(shape)), "core_seconds": time.process_time() - started}
+    return {"chi": torch.tensor(chi.reshape(shape))}
 
 
 def unshared(model: Any, head: str) -> pf.Component:

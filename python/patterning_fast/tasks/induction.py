@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from patterning_fast.models.attention_only import AttentionOnlyLM
 from patterning_fast.posterior.losses import next_token
 
+COMPARED = 2**26
+"""Pairs of tokens at once."""
+
 
 @dataclass(frozen=True)
 class RepeatedStrings:
@@ -21,9 +24,13 @@ class RepeatedStrings:
     periods: Tensor
     """int64 `[strings]`."""
 
+    def to(self, device: str) -> RepeatedStrings:
+        """The same on a device."""
+        return RepeatedStrings(self.tokens.to(device), self.periods.to(device))
+
     def repeats(self) -> Tensor:
         """Which next tokens `[strings, T]` a perfect induction circuit predicts."""
-        return torch.arange(self.tokens.shape[1] - 1) >= self.periods[:, None]
+        return torch.arange(self.tokens.shape[1] - 1, device=self.tokens.device) >= self.periods[:, None]
 
     def loss_on_repeats(self, model: nn.Module) -> float:
         """Mean loss [nats] on the repeats."""
@@ -38,7 +45,7 @@ class RepeatedStrings:
     def scores(self, patterns: Tensor) -> dict[str, dict[str, float]]:
         """`head_scores` from any model's attention to the strings, `[layers, strings, heads, T, T]`."""
         length = patterns.shape[-1]
-        queries = torch.arange(length)
+        queries = torch.arange(length, device=patterns.device)
         source = (queries - self.periods[:, None] + 1).clamp(min=0)
         induction = patterns.gather(-1, source[None, :, None, :, None].expand(*patterns.shape[:3], -1, 1)).squeeze(-1)
         induction = induction.movedim(2, -1)[:, self.repeats()].mean(1)
@@ -71,12 +78,13 @@ def said_twice(passages: Tensor) -> RepeatedStrings:
 def predictable_by_induction(tokens: Tensor, match: int = 3) -> Tensor:
     """Which next tokens `[contexts, T]` of `[contexts, T + 1]` repeat what followed the same `match` tokens before."""
     length = tokens.shape[1] - 1
-    same = tokens[:, :, None] == tokens[:, None, :]  # [contexts, position, earlier position]
-    run = same[:, match - 1 : length, match - 1 : length].clone()
-    for back in range(1, match):
-        run &= same[:, match - 1 - back : length - back, match - 1 - back : length - back]
-    followed = run & same[:, match:, match:]
-    earlier = torch.ones(followed.shape[1:], dtype=torch.bool).tril(-1)
-    found = torch.zeros(tokens.shape[0], length, dtype=torch.bool)
-    found[:, match - 1 :] = (followed & earlier).any(-1)
+    found = torch.zeros(len(tokens), length, dtype=torch.bool, device=tokens.device)
+    earlier = torch.ones(length - match + 1, length - match + 1, dtype=torch.bool, device=tokens.device).tril(-1)
+    at_once = max(1, COMPARED // length**2)
+    for some, into in zip(tokens.split(at_once), found.split(at_once), strict=True):
+        same = some[:, :, None] == some[:, None, :]  # [contexts, position, earlier position]
+        run = same[:, match - 1 : length, match - 1 : length].clone()
+        for back in range(1, match):
+            run &= same[:, match - 1 - back : length - back, match - 1 - back : length - back]
+        into[:, match - 1 :] = (run & same[:, match:, match:] & earlier).any(-1)
     return found
