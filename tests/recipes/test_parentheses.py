@@ -14,8 +14,9 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
+import patterning_fast as pf
 from patterning_fast.cli import main
-from patterning_fast.recipes.parentheses import kinds_of
+from patterning_fast.recipes.parentheses import averaged, by_hand, early_plans, kinds_of
 from patterning_fast.tasks.parentheses import (
     CLOSE,
     END,
@@ -116,14 +117,69 @@ def test_two_rules_differ_out_of_distribution_alone() -> None:
 
 def test_kinds_of_strings() -> None:
     task = parentheses(training=300, test=20, longest=12, seed=0)
-    for kind, text, label in zip(kinds_of(task), texts(task.training[0]), task.training[1].tolist(), strict=True):
+    kinds = kinds_of(task)
+    for kind, text, label in zip(kinds, texts(task.training[0]), task.training[1].tolist(), strict=True):
         elevation = np.cumsum([1 if letter == "(" else -1 for letter in text[1:-1]])
         if label:
             assert kind == "balanced"
             continue
         assert kind.startswith("never below 0") == bool(elevation.min() >= 0)
-        assert kind.startswith("ends below 0") == bool(elevation[-1] < 0)
+        assert kind.startswith(("wrong at both ends", "begins wrong")) == (text[1] == ")")
+        assert kind.startswith(("wrong at both ends", "ends wrong")) == (text[-2] == "(" and elevation.min() < 0)
         assert kind.endswith("by 2") == (abs(elevation[-1]) == 2)
+    assert len(set(kinds)) == 11
+
+
+def test_weights_by_hand_leave_the_balance_of_labels() -> None:
+    task = parentheses(training=300, test=20, longest=12, seed=0)
+    kinds, labels = kinds_of(task), task.training[1].numpy()
+    weights = by_hand(kinds)
+    assert weights.mean() == pytest.approx(1.0)
+    assert set(weights[labels == 1]) == {1.0}
+    assert weights[labels == 0].mean() == pytest.approx(1.0)
+
+
+def test_means_over_models_have_their_spread_for_error() -> None:
+    parts = [
+        {"kind": ["a", "b"], "count": torch.tensor([3, 1]), "n_beta": 2.0, "chi": torch.tensor(values), "llc": llc}
+        for llc, values in enumerate(([1.0, 20.0], [3.0, 20.0], [2.0, 20.0]))
+    ]
+    found = averaged(parts)
+    assert found["chi"].values.tolist() == [[2.0, 20.0]]
+    assert found["chi_error"].values == pytest.approx(np.array([[1 / np.sqrt(3), 0.0]]))
+    assert found["chi_group"].dims == ("component", "group", "kind")
+    assert found["llc"].values.tolist() == [0.0, 1.0, 2.0]
+    assert "contribution" not in found
+    weights = pf.invert(found, {"full": 1.0}, strength=0.1).weights.values
+    assert weights[0] < 1 < weights[1]
+    assert 3 * weights[0] + weights[1] == pytest.approx(4.0)
+
+
+def test_contributions_of_the_median_model() -> None:
+    parts = [
+        {"kind": ["a", "b"], "count": torch.tensor([3, 1]), "n_beta": 2.0, "chi": torch.zeros(2),
+         "contribution": torch.tensor(values), "contribution_error": torch.tensor(errors)}
+        for values, errors in (([1.0, 5.0], [0.1, 0.5]), ([9.0, 4.0], [0.9, 0.4]), ([2.0, 90.0], [0.2, 9.0]))
+    ]  # fmt: skip
+    found = averaged(parts)
+    assert found["contribution"].values.ravel() == pytest.approx([2.0, 5.0])
+    assert found["contribution_error"].values.ravel() == pytest.approx([0.2, 0.5])
+
+
+def test_plans_by_early_answers_move_unbalanced_strings_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    chi = torch.tensor([0.5, 3.0, 1.0, -1.0])
+    counts = torch.tensor([10, 4, 4, 2])
+    parts = [
+        {"kind": ["balanced", "a", "b", "c"], "count": counts, "n_beta": 2.0,
+         "chi": chi + 0.01 * torch.randn(4, generator=generator)}
+        for _ in range(5)
+    ]  # fmt: skip
+    up, down = (plan.weights.values for plan in early_plans(averaged(parts), 0.3).values())
+    assert up[0] == pytest.approx(1.0, abs=1e-9)
+    assert up[1] > 1 > up[2] > up[3]  # the mean over unbalanced strings is 1.4
+    assert up + down == pytest.approx(np.full(4, 2.0))
+    assert (up - 1) @ counts.numpy() == pytest.approx(0.0, abs=1e-9)
 
 
 def test_quick_recipe_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,11 +187,18 @@ def test_quick_recipe_writes_everything(tmp_path: Path, capsys: pytest.CaptureFi
     recipe = Path(__file__).parents[2] / "recipes" / "parentheses.toml"
     assert main(["run", str(recipe), "--quick", "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
+    ways = [way for way in ("λ̂", "χ at step 20") if f"Weights by {way} were not made" not in " ".join(results["said"])]
     assert [row["weights"] for row in results["tables"]["Accuracy out of distribution"]] == [
-        "base", "Nested", "Nested, shuffled", "Nested, labels alone",
-        "Equal-Count", "Equal-Count, shuffled", "Equal-Count, labels alone",
+        "base",
+        *(
+            f"{name}, by {way}, 1{control}"
+            for way in ways
+            for controls in (("",), (", shuffled", ", labels alone"))
+            for name in ("Nested", "Equal-Count")
+            for control in controls
+        ),
+        "Equal-Count, by hand",
     ]  # fmt: skip
-    assert "The goal is" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {
-        "results.json", "report.html", "outcomes.png", "contributions.png", "runs.parquet", "weights.parquet",
-    }  # fmt: skip
+    assert "(goal " in capsys.readouterr().out
+    files = {"results.json", "report.html", "outcomes.png", "contributions.png", "runs.parquet", "weights.parquet"}
+    assert {path.name for path in out.iterdir()} - {"verification.png"} == files
