@@ -107,5 +107,8 @@ def test_the_recipe_runs(tmp_path: Path) -> None:
     assert set(weights.column_names) == {"weights", "feature", "magnitude", "weight"}
 
 
-def test_settings_of_a_gpu_fit() -> None:
-    recipe.read_recipe(RECIPES / "superposition-gpu.toml", quick=False)
+def test_wanted_polygons_in_words() -> None:
+    assert superposition.named(6, 6) == "6-gon"
+    assert superposition.named(5, 6) == "5-gon without feature 6"
+    assert superposition.named(4, 6) == "4-gon without features 5 and 6"
+    assert superposition.named(5, 8) == "5-gon without features 6, 7 and 8"

@@ -488,10 +488,9 @@ def findings(made: Outcome) -> Findings:
 
 def named(sides: int, features: int) -> str:
     """A wanted polygon in words."""
-    left = features - sides
-    return f"{sides}-gon" + ("" if left == 0 else f" without feature{'s' if left > 1 else ''} " + " and ".join(
-        str(each + 1) for each in range(sides, features)
-    ))  # fmt: skip
+    *most, last = [str(each + 1) for each in range(sides, features)] or [""]
+    left_out = f"s {', '.join(most)} and {last}" if most else f" {last}"
+    return f"{sides}-gon" + (f" without feature{left_out}" if last else "")
 
 
 def percent(shares: list[float]) -> str:
