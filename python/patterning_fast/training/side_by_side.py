@@ -42,22 +42,23 @@ def train_side_by_side(
     """Train `models` in place, all alike but for their parameters, each as `train` would with its one of `seeds`.
 
     A step of all of them costs little more than one's where models are so small that the time goes into calling torch:
-    width 32, batches of 32 and 20 models took a fifth of the time one after another (`vmap`). AdamW, and `weights` ρ of
-    samples in the loss. `measure` is called with the step every so often, with the models as they are then.
+    width 32, batches of 32 and 20 models took a fifth of the time one after another (`vmap`). AdamW, and `weights` ρ in
+    the loss, `[samples]` or each model's own `[models, samples]`. `measure` is called with the step every so often, with the models as they are then.
     """
-    if weights is not None:
-        weights = weights.to(next(models[0].parameters()))
-    minibatches = [Minibatches(sample_count(data), weights, "loss", batch_size, seed) for seed in seeds]
+    samples = sample_count(data)
+    rho = torch.ones(samples) if weights is None else weights
+    own = rho.to(next(models[0].parameters())).expand(len(models), samples)
+    minibatches = [Minibatches(samples, each, "loss", batch_size, seed) for each, seed in zip(own, seeds, strict=True)]
+    loss_weights = torch.stack([each.loss_weights for each in minibatches if each.loss_weights is not None])
     together = LossOf(models[0], loss)
     parameters, _ = stack_module_state([LossOf(model, loss) for model in models])
     losses_of = vmap(lambda own, batch: functional_call(together, own, (batch,)))
     update = AdamW(parameters.values(), lr=lr, weight_decay=weight_decay, fused=True)
     for step in range(1, steps + 1):
         chosen = torch.stack([each.draw() for each in minibatches])
-        losses = losses_of(parameters, take(data, chosen))
-        rest = minibatches[0].loss_weights
+        losses = losses_of(parameters, take(data, chosen)) * loss_weights.gather(1, chosen.to(loss_weights.device))
         update.zero_grad()
-        (losses if rest is None else losses * rest[chosen]).mean(1).sum().backward()
+        losses.mean(1).sum().backward()
         update.step()
         if step == steps or (measure and step % measure_every == 0):
             with torch.no_grad():
