@@ -9,6 +9,7 @@ from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
 from patterning_fast.estimators.aggregation import aggregate
 from patterning_fast.estimators.statistics import Statistics
+from patterning_fast.estimators.training_response import training_response
 from patterning_fast.ops.library import use_backend
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.patterning.adaptive import AdaptiveRun, PosteriorSampling, train_towards
@@ -75,6 +76,7 @@ __all__ = [
     "train",
     "train_replicas",
     "train_towards",
+    "training_response",
     "use_backend",
     "verify",
     "weighted_loss",

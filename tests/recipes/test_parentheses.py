@@ -16,7 +16,18 @@ from torch import Tensor, nn
 
 import patterning_fast as pf
 from patterning_fast.cli import main
-from patterning_fast.recipes.parentheses import averaged, by_hand, early_plans, kinds_of
+from patterning_fast.recipes.parentheses import (
+    Settings,
+    averaged,
+    by_hand,
+    early_plans,
+    kinds_of,
+    on_strings,
+    response_of,
+    response_plans,
+    weights_at_random,
+)
+from patterning_fast.recipes.parentheses_findings import BASE, LLC, expected_rows, in_agreement, named
 from patterning_fast.tasks.parentheses import (
     CLOSE,
     END,
@@ -182,12 +193,65 @@ def test_plans_by_early_answers_move_unbalanced_strings_alone() -> None:
     assert (up - 1) @ counts.numpy() == pytest.approx(0.0, abs=1e-9)
 
 
+def test_weights_at_random_come_in_pairs_and_have_mean_1() -> None:
+    kinds = np.array(["a"] * 5 + ["b"] * 3 + ["c"] * 2)
+    weights = weights_at_random(Settings(response_runs=40, response_spread=0.5), kinds)
+    assert weights.shape == (40, 3)
+    assert np.allclose(weights[:20] * weights[20:], 1.0)
+    # 60 independent logarithms know their deviation to 9 %.
+    assert np.log(weights).std() == pytest.approx(0.5, rel=0.3)
+    rho = on_strings(weights, kinds)
+    assert np.allclose(rho.mean(1), 1.0)
+    assert np.allclose(rho[:, 5] / rho[:, 0], weights[:, 1] / weights[:, 0])
+
+
+def test_the_response_of_runs_is_planned_with_and_told_of_other_weights() -> None:
+    """Runs whose accuracy goes up with strings of one kind and down with another's, and not with the third's."""
+    kinds = np.repeat(["a", "b", "c"], [50, 30, 20])
+    settings = Settings(response_runs=72)
+    weights = weights_at_random(settings, kinds)
+    generator = np.random.default_rng(0)
+
+    def accuracy(rho: np.ndarray) -> np.ndarray:
+        share = np.stack([rho[:, kinds == kind].sum(1) for kind in "abc"], 1) / rho.sum(1, keepdims=True)
+        return 0.5 + 0.4 * share[:, 0] - 0.4 * share[:, 1] + 0.02 * generator.standard_normal(len(rho))
+
+    ends = torch.from_numpy(accuracy(on_strings(weights, kinds))).float()
+    runs = [{"OOD accuracy": some[:, None].expand(-1, 4)} for some in ends.split(24)]
+    response = response_of(weights, runs, kinds)
+    up, down = (plan.weights.values for plan in response_plans(response, 0.3).values())
+    assert up[0] > up[2] > up[1]
+    assert down[0] < down[2] < down[1]
+    others = {
+        named(LLC, "Nested", strength): np.where(kinds == "a", 1 + strength, 1 - strength)
+        for strength in (-0.4, -0.2, 0.2, 0.4)
+    }
+    ended = {
+        name: {
+            "OOD accuracy": torch.from_numpy(accuracy(np.tile(rho, (24, 1))))[:, None],
+            "test accuracy": torch.ones(24, 1),
+        }
+        for name, rho in (others | {BASE: np.ones(100)}).items()
+    }
+    rows = expected_rows(response, kinds, others, ended)
+    for row in rows:
+        # Noise of 0.02 in 24 runs, twice, and of the fit.
+        assert row["realised"] == pytest.approx(
+            row["predicted"], abs=4 * (row["realised error"] + row["predicted error"])
+        )
+        assert abs(row["predicted"]) > 0.05
+    assert "rank correlation of 1.00" in in_agreement(rows)
+
+
 def test_quick_recipe_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "parentheses"
     recipe = Path(__file__).parents[2] / "recipes" / "parentheses.toml"
     assert main(["run", str(recipe), "--quick", "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
-    ways = [way for way in ("λ̂", "χ at step 20") if f"Weights by {way} were not made" not in " ".join(results["said"])]
+    said = " ".join(results["said"])
+    ways = [
+        way for way in ("λ̂", "χ at step 20", "response of training") if f"Weights by {way} were not made" not in said
+    ]
     assert [row["weights"] for row in results["tables"]["Accuracy out of distribution"]] == [
         "base",
         *(
@@ -200,5 +264,13 @@ def test_quick_recipe_writes_everything(tmp_path: Path, capsys: pytest.CaptureFi
         "Equal-Count, by hand",
     ]  # fmt: skip
     assert "(goal " in capsys.readouterr().out
-    files = {"results.json", "report.html", "outcomes.png", "contributions.png", "runs.parquet", "weights.parquet"}
+    files = {
+        "results.json",
+        "report.html",
+        "outcomes.png",
+        "contributions.png",
+        "response.png",
+        "runs.parquet",
+        "weights.parquet",
+    }
     assert {path.name for path in out.iterdir()} - {"verification.png"} == files

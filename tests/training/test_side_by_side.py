@@ -14,11 +14,13 @@ import patterning_fast as pf
 from patterning_fast.training.side_by_side import train_side_by_side
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_side_by_side_is_one_by_one(weighted: bool) -> None:
+@pytest.mark.parametrize("weighted", ["no", "alike", "each its own"])
+def test_side_by_side_is_one_by_one(weighted: str) -> None:
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(30, 5, generator=generator), torch.randint(3, (30,), generator=generator)
-    weights = torch.rand(30, generator=generator) if weighted else None
+    own = torch.rand(3, 30, generator=generator)
+    own[1, 4] = 0.0  # is never drawn
+    weights = {"no": None, "alike": own[1], "each its own": own}[weighted]
     models = []
     for seed in range(3):
         torch.manual_seed(seed)
@@ -40,8 +42,9 @@ def test_side_by_side_is_one_by_one(weighted: bool) -> None:
         measure_every=3,
         **settings,
     )
-    for model, seed in zip(alone, (4, 5, 4), strict=True):
-        pf.train(model, data, pf.losses.cross_entropy, seed=seed, weights=weights, progress=False, **settings)
+    for at, (model, seed) in enumerate(zip(alone, (4, 5, 4), strict=True)):
+        its = own[at] if weighted == "each its own" else weights
+        pf.train(model, data, pf.losses.cross_entropy, seed=seed, weights=its, progress=False, **settings)
     for model, other in zip(models, alone, strict=True):
         # Adam divides a gradient by its own size, so that roundings of it, 1e-7, go into steps of 1e-2 as such.
         assert torch.allclose(

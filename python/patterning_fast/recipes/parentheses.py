@@ -1,8 +1,9 @@
 """The parentheses recipe: weights on data that choose between two algorithms which fit the data alike.
 
 After arXiv:2601.13548, §5: of runs from many seeds some learn to follow how parentheses nest and some to count them.
-Weights that favour either are made in two ways: from what each kind of string contributes to the learning coefficients
-of solutions of both; and from how a measure of behaviour out of distribution answers to each, early in training.
+Weights that favour either are made in three ways: from what each kind of string contributes to the learning
+coefficients of solutions of both; from how a measure of behaviour out of distribution answers to each, early in
+training; and from how accuracy out of distribution, at the end of training, answers to each over whole runs.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from patterning_fast.recipes.parentheses_findings import (
     LEARNED,
     LLC,
     NESTED,
+    OOD,
+    RESPONSE,
     SHUFFLED,
     Part,
     early,
@@ -45,6 +48,12 @@ FARTHEST = 4
 
 FIRST_SOURCE = 1000
 """Seed of the first of the runs that weights come from: none of them is compared."""
+
+FIRST_AT_RANDOM = 5000
+"""Seed of the first of the runs on weights drawn at random, which the response of training comes from."""
+
+SIDE_BY_SIDE = 24
+"""Runs in one part."""
 
 NESTEDNESS = "nestedness"
 
@@ -72,6 +81,10 @@ class Settings:
     """After which behaviour's susceptibilities are estimated."""
     early_runs: int = 36
     """Runs that these are averaged over, the sources and more."""
+    response_runs: int = 240
+    """On weights drawn at random, whole trainings."""
+    response_spread: float = 1.0
+    """Standard deviation of the logarithms of these weights."""
     steps: int = 3000
     batch: int = 32
     lr: float = 2e-3
@@ -125,7 +138,16 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         early(step): averaged([at_beginnings[f"step {step}, run {run}"] for run in range(settings.early_runs)])
         for step in settings.early_steps
     }
-    weights, refused = all_weights(settings, estimates, answers, kinds, labels)
+    at_random = weights_at_random(settings, kinds)
+    parts = range(0, settings.response_runs, SIDE_BY_SIDE)
+    ended = pieces.map("runs on random weights", trained, {
+        f"at random, {first} to {first + len(some)}": (
+            settings, range(FIRST_AT_RANDOM + first, FIRST_AT_RANDOM + first + len(some)), some,
+        )
+        for first, some in zip(parts, torch.from_numpy(on_strings(at_random, kinds)).split(SIDE_BY_SIDE), strict=True)
+    })  # fmt: skip
+    response = response_of(at_random, list(ended.values()), kinds)
+    weights, refused = all_weights(settings, estimates, answers, response, kinds, labels)
     wanted = {BASE: None} | {name: torch.from_numpy(each) for name, each in weights.items()}
     compared = range(settings.seeds)
     runs = pieces.map(
@@ -140,13 +162,14 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         if LLC not in refused
     }
     by_name = dict(zip(wanted, runs.values(), strict=True))
-    return findings(settings, kinds, chosen, sources, estimates, answers, weights, refused, by_name, verified)
+    return findings(settings, kinds, chosen, sources, estimates, answers, response, weights, refused, by_name, verified)
 
 
 def all_weights(
     settings: Settings,
     estimates: Mapping[str, xr.Dataset],
     answers: Mapping[str, xr.Dataset],
+    response: xr.Dataset,
     kinds: np.ndarray,
     labels: np.ndarray,
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -154,7 +177,8 @@ def all_weights(
     weights: dict[str, np.ndarray] = {}
     refused: dict[str, str] = {}
     ways = {LLC: partial(llc_plans, estimates)} | {name: partial(early_plans, each) for name, each in answers.items()}
-    controlled = (LLC, *answers)[:2]
+    ways[RESPONSE] = partial(response_plans, response)
+    controlled = (LLC, next(iter(answers)), RESPONSE)
     for way, plans in ways.items():
         try:
             made = {strength: plans(strength) for strength in settings.strengths}
@@ -193,6 +217,34 @@ def early_plans(answers: xr.Dataset, strength: float) -> dict[str, pf.Plan]:
         name: pf.invert(answers, sign * direction, strength=strength, negative_weights="clip")
         for name, sign in ((NESTED, 1.0), (COUNTING, -1.0))
     }
+
+
+def response_plans(response: xr.Dataset, strength: float) -> dict[str, pf.Plan]:
+    """Weights by kind: more of what raises accuracy out of distribution at the end of training, or lowers it."""
+    return {
+        name: pf.invert(response, {OOD: sign}, strength=strength, negative_weights="clip")
+        for name, sign in ((NESTED, 1.0), (COUNTING, -1.0))
+    }
+
+
+def weights_at_random(settings: Settings, kinds: np.ndarray) -> np.ndarray:
+    """Weights of kinds `[runs, kinds]`, in pairs that are each other's inverse, so that only odd responses are left."""
+    generator = np.random.default_rng(0)
+    logs = settings.response_spread * generator.standard_normal((settings.response_runs // 2, len(np.unique(kinds))))
+    return np.exp(np.concatenate((logs, -logs)))
+
+
+def on_strings(weights: np.ndarray, kinds: np.ndarray) -> np.ndarray:
+    """Weights of strings `[runs, strings]`, of mean 1, from those of kinds."""
+    rho = weights[:, np.unique(kinds, return_inverse=True)[1]]
+    return np.asarray(rho / rho.mean(1, keepdims=True))
+
+
+def response_of(weights: np.ndarray, runs: list[Part], kinds: np.ndarray) -> xr.Dataset:
+    """How accuracy out of distribution at the end of training answers to kinds of string."""
+    accuracy = torch.cat([each["OOD accuracy"][:, -1] for each in runs]).numpy()
+    names, counts = np.unique(kinds, return_counts=True)
+    return pf.training_response({OOD: accuracy}, weights, names.tolist(), counts, name="kind")
 
 
 def spread(settings: Settings, plan: pf.Plan, kinds: np.ndarray) -> np.ndarray:
@@ -240,7 +292,8 @@ def task_of(settings: Settings) -> Parentheses:
 
 
 def trained(settings: Settings, seeds: range, weights: Tensor | None) -> Part:
-    """Runs from seeds on weights of the strings: parameters `[seeds, params]`, accuracies `[seeds, times]`."""
+    """Runs from seeds on weights of the strings `[strings]`, or of each run `[seeds, strings]`: parameters
+    `[seeds, params]`, accuracies `[seeds, times]`."""
     task = task_of(settings)
     models = [new_model(settings, seed) for seed in seeds]
     steps, rows = [], []

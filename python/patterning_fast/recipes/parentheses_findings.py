@@ -20,7 +20,8 @@ LEARNED = 0.99
 """Test accuracy from which a run has learned the task: only then do its answers out of distribution show a rule."""
 
 BASE, NESTED, COUNTING = "base", "Nested", "Equal-Count"
-LLC, CHI, BY_HAND = "by λ̂", "by χ ", "by hand"
+LLC, CHI, RESPONSE, BY_HAND = "by λ̂", "by χ ", "by response of training", "by hand"
+OOD = "OOD accuracy"
 SHUFFLED, BALANCE = "shuffled", "labels alone"
 AT_LEAST, AT_MOST = 0.9, 0.1
 
@@ -44,6 +45,7 @@ def findings(
     sources: Part,
     estimates: Mapping[str, xr.Dataset],
     answers: Mapping[str, xr.Dataset],
+    response: xr.Dataset,
     weights: Mapping[str, np.ndarray],
     refused: Mapping[str, str],
     runs: Mapping[str, Part],
@@ -51,13 +53,15 @@ def findings(
 ) -> Findings:
     """What came out, in tables, sentences and pictures."""
     outcomes = [outcome(name, each, runs[BASE]) for name, each in runs.items()]
+    expected = expected_rows(response, kinds, weights, runs)
+    everywhere = {**answers, RESPONSE: response}
     return Findings(
         title="Choosing between two algorithms for parentheses",
         claim="Data weighted by what they contribute to the learning coefficients of two solutions that fit the "
         "training data alike decide which of them training finds (arXiv:2601.13548, §5).",
         goal="Of runs on weights for Nested at least 90 % have an accuracy out of distribution above 0.5, of runs on "
         "weights for Equal-Count at most 10 %; controls are as the base runs.",
-        said=in_words(settings, outcomes, runs, estimates, refused, verified),
+        said=[*in_words(settings, outcomes, runs, estimates, refused, verified), in_agreement(expected)],
         seeds=list(range(settings.seeds)),
         tables={
             "Accuracy out of distribution": outcomes,
@@ -66,8 +70,10 @@ def findings(
                 for name, each in estimates.items()
                 for at, seed in enumerate(chosen[name])
             ],
-            "Contributions and χ by kind of string": kind_rows(kinds, estimates, answers),
+            "Contributions and χ by kind of string": kind_rows(kinds, estimates, everywhere),
+            "Directions of weights, as cosines": cosine_rows(kinds, estimates, everywhere),
             "Weights by kind of string": weight_rows(kinds, weights),
+            "What the response of training says of all weights": expected,
         }
         | verification_table(verified),
         pictures={
@@ -78,10 +84,17 @@ def findings(
                 f"{LEARNED}).",
             ),
             "contributions": Picture(
-                contribution_figure(settings, estimates, answers, kinds, weights),
+                contribution_figure(settings, estimates, everywhere, kinds, weights),
                 "What a kind of string contributes to λ̂ of solutions of either kind, with 95 % errors of chains; how "
-                "nestedness answers to more of it early in training, beyond the mean over unbalanced strings, with "
-                "95 % errors of how runs differ; the weights.",
+                "nestedness early in training, and accuracy out of distribution at its end, answer to more of it, "
+                "beyond the mean over unbalanced strings, with 95 % errors of how runs differ; the weights.",
+            ),
+            "response": Picture(
+                expected_figure(expected),
+                "Mean accuracy out of distribution of the runs on each weighting, less that of the base runs: what the "
+                "response of training, fitted to other runs on weights drawn at random, predicts to first order, and "
+                "what came out, with 95 % errors. For weights made of that response the prediction is too large by the "
+                "square of its noise.",
             ),
         }
         | verification_picture(verified),
@@ -150,12 +163,17 @@ def kind_rows(kinds: np.ndarray, estimates: Mapping[str, xr.Dataset], answers: M
         f"1000 · contribution, {name}": (each["contribution"].values[0], each["contribution_error"].values[0])
         for name, each in estimates.items()
     }
-    columns |= {f"1000 · χ of nestedness {name.removeprefix(CHI)}": relative(each) for name, each in answers.items()}
+    columns |= {f"1000 · {answering(name)}": relative(each) for name, each in answers.items()}
     return [
         {"kind": str(kind), "strings": int((kinds == kind).sum())}
         | {label: f"{1000 * mean[at]:.3g} ± {1000 * error[at]:.2g}" for label, (mean, error) in columns.items()}
         for at, kind in enumerate(estimates[NESTED]["kind"].values)
     ]
+
+
+def answering(way: str) -> str:
+    """What answers to data in the estimate that a way is made of."""
+    return "response of OOD accuracy" if way == RESPONSE else f"χ of nestedness {way.removeprefix(CHI)}"
 
 
 def relative(answers: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -166,9 +184,56 @@ def relative(answers: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return beyond.mean(0), beyond.std(0, ddof=1) / np.sqrt(len(chi))
 
 
+def cosine_rows(kinds: np.ndarray, estimates: Mapping[str, xr.Dataset], answers: Mapping[str, xr.Dataset]) -> Rows:
+    """How alike the directions for Nested are that ways give over the strings, balanced ones left out."""
+    unbalanced = estimates[NESTED]["kind"].values != "balanced"
+    count = np.array([(kinds == kind).sum() for kind in estimates[NESTED]["kind"].values])[unbalanced]
+    less = estimates[COUNTING]["contribution"].values[0] - estimates[NESTED]["contribution"].values[0]
+    directions = {LLC: less[unbalanced]} | {name: relative(each)[0][unbalanced] for name, each in answers.items()}
+    unit = {}
+    for name, each in directions.items():
+        centred = np.sqrt(count) * (each - each @ count / count.sum())
+        unit[name] = centred / np.linalg.norm(centred)
+    return [{"way": name} | {other: float(each @ unit[other]) for other in unit} for name, each in unit.items()]
+
+
+def expected_rows(
+    response: xr.Dataset, kinds: np.ndarray, weights: Mapping[str, np.ndarray], runs: Mapping[str, Part]
+) -> Rows:
+    """Of each weighting, the change of mean accuracy out of distribution that the response predicts, and what came."""
+    share = response["count"].values / response["count"].values.sum()
+    base, _ = final(runs[BASE])
+    rows: Rows = []
+    for name, each in weights.items():
+        mass = share * (np.array([each[kinds == kind].mean() for kind in response["kind"].values]) / each.mean() - 1.0)
+        of_runs = response["chi_group"].values[0] @ mass
+        ood, _ = final(runs[name])
+        rows.append(
+            {
+                "weights": name,
+                "predicted": float(of_runs.mean()),
+                "predicted error": float(of_runs.std(ddof=1) / np.sqrt(len(of_runs))),
+                "realised": float(ood.mean() - base.mean()),
+                "realised error": float(np.sqrt(ood.var(ddof=1) / len(ood) + base.var(ddof=1) / len(base))),
+            }
+        )
+    return rows
+
+
+def in_agreement(expected: Rows) -> str:
+    """How well the response of training tells what came of all weights that are not made of it."""
+    others = [row for row in expected if RESPONSE not in row["weights"]]
+    predicted, realised = ([row[name] for row in others] for name in ("predicted", "realised"))
+    test = scipy.stats.spearmanr(predicted, realised)
+    return (
+        f"Over the {len(others)} weightings that are not made of it, what the response of training predicts and the mean "
+        f"accuracy that came out have a rank correlation of {test.statistic:.2f} (p = {test.pvalue:.1g})."
+    )
+
+
 def weight_rows(kinds: np.ndarray, weights: Mapping[str, np.ndarray]) -> Rows:
     """Mean weights of each kind of string, where kinds tell weights."""
-    own = {name: each for name, each in weights.items() if not name.endswith((SHUFFLED, BALANCE))}
+    own = {name: each for name, each in weights.items() if not is_control(name)}
     return [
         {"kind": str(kind)} | {name: float(each[kinds == kind].mean()) for name, each in own.items()}
         for kind in np.unique(kinds)
@@ -190,7 +255,7 @@ def in_words(
         f"Without weights {base['above 0.5']:.0%} of {settings.seeds} runs end above 0.5 (median "
         f"{base['median']:.2f}, {base['have learned']} have learned the task)."
     ]
-    for way in (LLC, *(early(step) for step in settings.early_steps)):
+    for way in (LLC, *(early(step) for step in settings.early_steps), RESPONSE):
         if way in refused:
             said.append(f"Weights {way} were not made: {refused[way]}.")
             continue
@@ -275,8 +340,9 @@ def contribution_figure(
     weights: Mapping[str, np.ndarray],
 ) -> Figure:
     """Contributions and χ by kind of string beside the weights."""
-    figure = Figure(figsize=(3 + 3 * (2 + len(answers)), 4.8), layout="constrained")
-    left, *middle, right = figure.subplots(1, 2 + len(answers), sharey=True)
+    figure = Figure(figsize=(3 + 3 * (2 + len(answers)), 6.5), layout="constrained")
+    widths = [1.0] * (1 + len(answers)) + [1.4]
+    left, *middle, right = figure.subplots(1, 2 + len(answers), sharey=True, width_ratios=widths)
     names = [str(kind) for kind in estimates[NESTED]["kind"].values]
     places = np.arange(len(names))
     for shift, (solved, each) in zip((-0.19, 0.19), estimates.items(), strict=True):
@@ -287,14 +353,15 @@ def contribution_figure(
     for axes, (name, each) in zip(middle, answers.items(), strict=True):
         mean, error = relative(each)
         axes.barh(places, 1000 * mean, 0.5, xerr=1960 * error, color="#888888")
-        axes.set_xlabel(f"1000 · χ of nestedness {name.removeprefix(CHI)}")
-    ways = [way for way in (LLC, *answers) if named(way, NESTED, settings.strengths[-1]) in weights][:2]
+        axes.set_xlabel(f"1000 · {answering(name)}")
+    ways = (LLC, early(settings.early_steps[0]), RESPONSE)
     shown = [named(way, name, settings.strengths[-1]) for way in ways for name in (NESTED, COUNTING)]
+    shown = [name for name in shown if name in weights]
     for at, name in enumerate(shown):
         means = [float(weights[name][kinds == kind].mean()) for kind in names]
-        hatch = "" if LLC in name else "///"
+        hatch = ("", "///", "...")[at // 2]
         right.barh(
-            places - 0.3 + 0.2 * at, means, 0.18, color=colour_of(name), label=name, hatch=hatch, edgecolor="white"
+            places - 0.35 + 0.14 * at, means, 0.13, color=colour_of(name), label=name, hatch=hatch, edgecolor="white"
         )
     left.set_yticks(places, names)
     left.set_xlabel("1000 · contribution of a string to λ̂")
@@ -305,8 +372,39 @@ def contribution_figure(
     for axes in (left, *middle, right):
         axes.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False, fontsize=8)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=4, frameon=False, fontsize=8)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3, frameon=False, fontsize=8)
     return figure
+
+
+def expected_figure(expected: Rows) -> Figure:
+    """Predicted against realised change of accuracy, a point a weighting."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.subplots()
+    axes.axline((0, 0), slope=1, color="#888888", linewidth=0.8)
+    for label, marker, belongs in (
+        ("by response of training", "o", lambda name: RESPONSE in name and not is_control(name)),
+        ("other ways, by hand", "s", lambda name: RESPONSE not in name and not is_control(name)),
+        ("controls", "x", is_control),
+    ):
+        rows = [row for row in expected if belongs(row["weights"])]
+        for favoured in (NESTED, COUNTING):
+            own = [row for row in rows if row["weights"].startswith(favoured)]
+            x, across, y, up = (
+                np.array([row[name] for row in own])
+                for name in ("predicted", "predicted error", "realised", "realised error")
+            )
+            axes.errorbar(
+                x, y, 1.96 * up, 1.96 * across, fmt=marker, color=colour_of(favoured), elinewidth=0.6, markersize=5,
+                label=f"{favoured}, {label}",
+            )  # fmt: skip
+    axes.set(xlabel="predicted change of mean OOD accuracy", ylabel="realised change")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def is_control(name: str) -> bool:
+    return name.endswith((SHUFFLED, BALANCE))
 
 
 def verification_table(verified: Mapping[str, Mapping[str, Any]]) -> dict[str, Rows]:

@@ -43,7 +43,8 @@ def train_side_by_side(
 
     A step of all of them costs little more than one's where models are so small that the time goes into calling torch:
     width 32, batches of 32 and 20 models took a fifth of the time one after another (`vmap`). AdamW, and `weights` ρ in
-    the loss, `[samples]` or each model's own `[models, samples]`. `measure` is called with the step every so often, with the models as they are then.
+    the loss, `[samples]` or each model's own `[models, samples]`. `measure` is called with the step every so often,
+    with the models as they are then.
     """
     samples = sample_count(data)
     rho = torch.ones(samples) if weights is None else weights
