@@ -226,8 +226,8 @@ def in_agreement(expected: Rows) -> str:
     predicted, realised = ([row[name] for row in others] for name in ("predicted", "realised"))
     test = scipy.stats.spearmanr(predicted, realised)
     return (
-        f"Over the {len(others)} weightings that are not made of it, what the response of training predicts and the mean "
-        f"accuracy that came out have a rank correlation of {test.statistic:.2f} (p = {test.pvalue:.1g})."
+        f"Over the {len(others)} weightings that are not made of it, what the response of training predicts and the "
+        f"mean accuracy that came out have a rank correlation of {test.statistic:.2f} (p = {test.pvalue:.1g})."
     )
 
 
