@@ -8,7 +8,7 @@ SANITIZED := build/sanitized
 PEERS := build/peers
 
 LONGEST := tests/test_readme.py tests/test_races.py tests/recipes tests/truth
-RECIPES := induction induction-loss parentheses superposition superposition-5 superposition-7 superposition-8 smollm
+RECIPES := induction induction-loss induction-early parentheses superposition superposition-5 superposition-7 superposition-8 smollm
 
 .PHONY: demo results test sanitize bench bench-ops bench-small bench-endtoend gpu clean check-tools
 

@@ -19,8 +19,18 @@ import pytest
 import torch
 
 from patterning_fast.cli import main
-from patterning_fast.recipes.induction import QUICK, Settings, by_gradient, dealt_out, initial_model, non_negative
+from patterning_fast.recipes.induction import (
+    QUICK,
+    Settings,
+    begun,
+    by_gradient,
+    dealt_out,
+    initial_model,
+    non_negative,
+    trained,
+)
 from patterning_fast.recipes.induction_findings import crossing, in_words
+from patterning_fast.recipes.induction_text import text_of
 from patterning_fast.recipes.recipe import read_recipe, run
 from patterning_fast.tasks.induction import repeated_strings
 
@@ -169,6 +179,16 @@ def test_text_of_domains_with_chi_on_some_of_it(tmp_path: Path, monkeypatch: pyt
     _, counts = np.unique(weights["loss alone"].to_numpy(), return_counts=True)
     assert counts.max() > 0.1 * weights.num_rows  # what induction predicts has one weight
     assert read_recipe(RECIPES / "induction-gpu.toml", quick=False).settings.source == "mini-pile"
+
+
+def test_the_model_of_the_early_step_is_the_base_run_s() -> None:
+    settings = Settings(**QUICK | {"train_steps": 10, "early_step": 10})
+    text = text_of(settings, 0)
+    early = begun(settings, text, 0).state_dict()
+    base = trained(settings, 0, None, False)["parameters"]
+    assert all(torch.equal(early[name], base[name]) for name in base)
+    later = trained(Settings(**QUICK | {"train_steps": 12}), 0, None, False)["parameters"]
+    assert not all(torch.equal(early[name], later[name]) for name in base)
 
 
 def history(scores: list[float]) -> list[dict[str, float]]:

@@ -34,10 +34,12 @@ def test_quick_recipe_writes_everything(tmp_path: Path) -> None:
     printed = run_file(RECIPE, tmp_path / "out", quick=True)
     assert "random: nothing here says anything about induction" in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        RESULTS, "report.html", "contrast.png", "positions.png", "susceptibilities.parquet",
+        RESULTS, "report.html", "contrast.png", "contrast_without_loss.png", "positions.png",
+        "susceptibilities.parquet",
     }  # fmt: skip
     table = pyarrow.parquet.read_table(tmp_path / "out" / "susceptibilities.parquet")
-    assert table.num_rows == 5 * len(KINDS) * 2 * 16  # heads, kinds, strings, positions
+    assert table.num_rows == 3 * 5 * len(KINDS) * 2 * 16  # runs, heads, kinds, strings, positions
+    assert set(table["run"].to_pylist()) == {"seed 0", "seed 1", "seed 0, nβ = 0"}
     assert np.isfinite(table["chi"].to_numpy()).all()
 
 
@@ -76,7 +78,7 @@ def test_attention_scores_are_of_every_head_and_of_its_own() -> None:
     try:
         with torch.no_grad():
             queries[8:12] = 0  # of width 4: head 2
-        scores = attention_scores(settings)["scores"]
+        scores = attention_scores(settings, 0)["scores"]
     finally:
         with torch.no_grad():
             queries.copy_(kept)
@@ -93,12 +95,12 @@ def test_strings_said_twice() -> None:
 
 def test_heads_are_chosen_by_attention_within_the_layers() -> None:
     scores = {f"l{layer}h{head}": 0.1 * head + layer / 100 for layer in range(3) for head in range(8)}
-    heads = chosen_heads(Settings(layers=(1, 2), induction_heads=2, control_heads=3), scores)
+    heads = chosen_heads(Settings(layers=(1, 2), induction_heads=2, control_heads=3), scores, 0)
     assert list(heads.values()) == [True, True, False, False, False]
     assert list(heads)[:2] == ["l2h7", "l1h7"]
     assert all(scores[head] < 0.4 and head[1] != "0" for head in list(heads)[2:])
     with pytest.raises(ValueError, match="too few heads to compare: 0"):
-        chosen_heads(Settings(layers=(9,)), scores)
+        chosen_heads(Settings(layers=(9,)), scores, 0)
 
 
 def test_contrasts_and_what_they_tell() -> None:

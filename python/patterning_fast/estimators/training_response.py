@@ -81,6 +81,6 @@ def training_response(
             "chi_group": (("component", "group", name), group),
             "mean": ("component", found.mean(1)),
         },
-        coords={"component": list(values), name: list(units), "count": (name, size.astype(np.int64))},
+        coords={"component": list(values), name: list(units), "count": (name, size)},
         attrs={"n_beta": 1.0, "runs": runs},
     )

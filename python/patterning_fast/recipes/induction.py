@@ -65,6 +65,8 @@ class Settings:
     """Root mean square of ρ − 1; controls have the last."""
     controls: tuple[str, ...] = ("random",)
     """Of `CONTROLS`."""
+    early_step: int = 300
+    """Of the base run, before the circuit: its losses there are what "matched early" goes by."""
     llc_steps: tuple[int, ...] = ()
     """Training steps at which λ̂ is estimated, in the base run and those of the last strength."""
     verify: bool = False
@@ -91,7 +93,8 @@ QUICK: dict[str, Any] = {
 CONTROLS = {
     "random": "the amplifying weights dealt out at random",
     "loss-matched": "the amplifying weights dealt out at random among tokens of like loss",
-    "loss alone": "the same, but for tokens that induction predicts, which have a weight of 1",
+    "matched early": "the amplifying weights dealt out at random among tokens of like loss before the circuit",
+    "loss alone": "the same as loss-matched, but for tokens that induction predicts, which have a weight of 1",
     "length-matched": "the amplifying weights dealt out at random among tokens after as many others",
     "gradient": "weights by how far a step down the loss on repeats lowers each token's loss",
     "no loss": "amplified, from chains that feel no loss (nβ = 0)",
@@ -169,6 +172,16 @@ def trained(settings: Settings, seed: int, rho: Tensor | None, follow: bool) -> 
     }
 
 
+def begun(settings: Settings, text: Text, seed: int) -> AttentionOnlyLM:
+    """The base run's model at its early step."""
+    model = initial_model(settings, text.vocabulary, seed)
+    pf.train(
+        model, text.training.tokens, pf.losses.next_token, steps=settings.early_step, batch_size=settings.train_batch,
+        lr=settings.train_lr, weight_decay=settings.weight_decay, seed=seed, progress=False,
+    )  # fmt: skip
+    return model
+
+
 def in_context_score(model: AttentionOnlyLM, tokens: Tensor) -> float:
     """Mean loss on the last eighth of a context less that on its second eighth [nats]: below 0 where context helps."""
     with torch.no_grad():
@@ -242,7 +255,8 @@ def modes_and_weights(settings: Settings, seed: int, parameters: Mapping[str, Te
         elif name == "gradient":
             weights[name] = by_gradient(model, text.training.tokens, text.repeats, settings.strengths[-1]).cpu()
         else:
-            weights[name] = dealt_out(amplified, like(name, model, text.training.tokens), seed)
+            judge = begun(settings, text, seed) if name == "matched early" else model
+            weights[name] = dealt_out(amplified, like(name, judge, text.training.tokens), seed)
         if name == "loss alone":
             spared = torch.where(predictable_by_induction(text.training.tokens).cpu(), 1.0, weights[name])
             weights[name] = spared / spared.mean()
@@ -329,7 +343,7 @@ def like(control: str, model: AttentionOnlyLM, tokens: Tensor) -> Tensor:
     contexts, length = tokens[:, 1:].shape
     if control == "length-matched":
         return torch.arange(length).expand(contexts, length)
-    if control in ("loss-matched", "loss alone"):
+    if control in ("loss-matched", "matched early", "loss alone"):
         with torch.no_grad():
             losses = torch.cat([pf.losses.next_token(model, some) for some in tokens.split(256)])
         losses = losses.cpu()

@@ -365,6 +365,7 @@ def style(name: str) -> tuple[str, Any]:
     of_controls = {
         "random": (3, "--"),
         "loss-matched": (5, "-."),
+        "matched early": (4, "-."),
         "loss alone": (4, ":"),
         "length-matched": (3, "-."),
         "gradient": (4, "--"),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,8 @@ from patterning_fast.tasks.induction import said_twice
 CHARACTERS_READ = 400_000
 KINDS = ("random tokens said twice", "text said twice", "text, then shuffled")
 """Of strings whose χ is estimated; the last, where nothing is said again in its order, is the control."""
+BLIND = "nβ = 0"
+"""The run whose chains feel no loss."""
 UNSCALED = f"{KINDS[0]} [nats²]"
 """The contrast without its unit, the spread of χ over what is said first."""
 PUBLISHED = ("l18h6", "l17h3", "l17h4", "l18h7", "l23h2")
@@ -64,7 +66,12 @@ class Settings:
     burn_in: int = 1
     steps_between_draws: int = 1
     batch_size: int = 2
-    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of strings, of the heads that are not induction heads, and of chains; the first at nβ = 0 as well."""
+
+
+STRINGS, PROBES = 1, 1000
+"""Apart from the seeds of the strings that attention is measured on."""
 
 
 class Loaded(NamedTuple):
@@ -76,14 +83,27 @@ class Loaded(NamedTuple):
 
 def run(settings: Settings, pieces: Pieces) -> Findings:
     """Attention scores of all heads, χ of some, and how well the one tells the other."""
-    attention = pieces.of("attention", lambda: attention_scores(settings))
-    scores: dict[str, float] = attention["scores"]
-    heads = chosen_heads(settings, scores)
-    found = pieces.map("susceptibilities", susceptibility, {head: (settings, head) for head in heads})
-    chi = {head: each["chi"].numpy() for head, each in found.items()}
-    rows = head_rows(heads, scores, chi, pieces.core_seconds)
-    tests = outcome_rows(rows)
-    spent = pieces.core_seconds["attention"] + sum(row["core seconds"] for row in rows)
+    runs = {f"seed {seed}": (seed, settings.n_beta) for seed in settings.seeds}
+    runs[f"seed {settings.seeds[0]}, {BLIND}"] = (settings.seeds[0], 0.0)
+    attention = {
+        seed: pieces.of(f"attention, seed {seed}", partial(attention_scores, settings, seed)) for seed in settings.seeds
+    }
+    heads = {run: chosen_heads(settings, attention[seed]["scores"], seed) for run, (seed, _) in runs.items()}
+    found = pieces.map("susceptibilities", susceptibility, {
+        f"{head}, {run}": (settings, head, *how) for run, how in runs.items() for head in heads[run]
+    })  # fmt: skip
+    chi = {run: {head: found[f"{head}, {run}"]["chi"].numpy() for head in each} for run, each in heads.items()}
+    rows = {
+        run: head_rows(
+            heads[run], attention[seed]["scores"], chi[run],
+            {head: pieces.core_seconds[f"{head}, {run}"] for head in heads[run]},
+        )
+        for run, (seed, _) in runs.items()
+    }  # fmt: skip
+    tests = {run: outcome_rows(each) for run, each in rows.items()}
+    spent = sum(pieces.core_seconds[name] for name in (*found, *(f"attention, seed {seed}" for seed in attention)))
+    first, *_, blind = runs
+    seeing = [row for run in runs if run != blind for row in rows[run]]
     return Findings(
         title="Induction heads of SmolLM2-135M, by their susceptibilities",
         claim="Susceptibilities of attention heads tell what the heads do: tokens that an induction circuit predicts "
@@ -91,25 +111,31 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         goal="In a language model trained by others, of 135M parameters and 270 heads: χ of tokens said a second time, "
         "less χ of those said first, is lower for induction heads than for other heads of the same layers "
         "(AUC ≥ 0.9, p < 0.01), and is not where nothing is said again in its order (p > 0.05).",
-        said=in_words(settings, heads, rows, tests, attention, spent),
-        seeds=[settings.seed],
-        tables={"Does the contrast tell induction heads?": tests, "Heads": rows},
+        said=in_words(settings, heads[first], rows, tests, attention[settings.seeds[0]], spent),
+        seeds=list(settings.seeds),
+        tables={
+            "Does the contrast tell induction heads?": [{"run": run} | row for run in runs for row in tests[run]],
+            "Heads": [{"run": run} | row for run in runs for row in rows[run]],
+        },
         pictures={
             "contrast": Picture(
-                contrast_figure(rows),
+                contrast_figure(seeing),
                 "χ of what is said the second time less χ of what is said first, in standard deviations of the head's "
                 "χ over what is said first, against attention to the token after the last occurrence. Bars: standard "
-                "errors from independent chains. Below zero, up-weighting what is said again lowers the head's mean "
-                "loss shift.",
+                "errors from independent chains; a point a head and seed. Below zero, up-weighting what is said again "
+                "lowers the head's mean loss shift.",
+            ),
+            "contrast_without_loss": Picture(
+                contrast_figure(rows[blind]), "The same of chains that feel no loss, nβ = 0, at the first seed."
             ),
             "positions": Picture(
-                positions_figure(heads, chi),
-                "χ by position, in standard deviations of the head's χ over tokens, the mean over the strings of a "
-                "kind. Heads from the highest attention score down; those above the line are the induction heads. "
-                "Blue: up-weighting the token lowers the head's mean loss shift.",
+                positions_figure(heads[first], chi[first]),
+                "At the first seed: χ by position, in standard deviations of the head's χ over tokens, the mean over "
+                "the strings of a kind. Heads from the highest attention score down; those above the line are the "
+                "induction heads. Blue: up-weighting the token lowers the head's mean loss shift.",
             ),
         },
-        data={"susceptibilities": long_rows(chi)},
+        data={"susceptibilities": [{"run": run} | row for run, each in chi.items() for row in long_rows(each)]},
     )
 
 
@@ -144,10 +170,10 @@ def tiny() -> Any:
         return LlamaForCausalLM(config).eval()
 
 
-def attention_scores(settings: Settings) -> dict[str, Any]:
+def attention_scores(settings: Settings, seed: int) -> dict[str, Any]:
     """Each head's attention to the token after the last occurrence, on random tokens said twice, and the losses."""
     model = loaded(settings.model).model
-    strings = said_twice(random_passages(settings, settings.attention_strings, settings.seed))
+    strings = said_twice(random_passages(settings, settings.attention_strings, seed))
     model.set_attn_implementation("eager")  # others do not give their patterns
     with torch.no_grad():
         patterns = torch.stack(model(strings.tokens[:, :-1], output_attentions=True).attentions)
@@ -168,36 +194,36 @@ def random_passages(settings: Settings, count: int, seed: int) -> Tensor:
     return alphabet[torch.randint(len(alphabet), (count, settings.passage), generator=generator)]
 
 
-def chosen_heads(settings: Settings, scores: Mapping[str, float]) -> dict[str, bool]:
+def chosen_heads(settings: Settings, scores: Mapping[str, float], seed: int) -> dict[str, bool]:
     """The heads to compare, from the highest attention score down, and whether each is an induction head."""
     among = sorted(
         (head for head in scores if int(head[1:].partition("h")[0]) in settings.layers), key=lambda head: -scores[head]
     )
     induction = among[: settings.induction_heads]
-    others = np.random.default_rng(settings.seed).permutation(among[len(among) // 2 :])[: settings.control_heads]
+    others = np.random.default_rng(seed).permutation(among[len(among) // 2 :])[: settings.control_heads]
     controls = set(map(str, others)) - set(induction)
     if not induction or not controls:
         raise ValueError(f"layers {settings.layers} have too few heads to compare: {len(among)}")
     return {head: head in induction for head in among if head in induction or head in controls}
 
 
-def susceptibility(settings: Settings, head: str) -> dict[str, Any]:
+def susceptibility(settings: Settings, head: str, seed: int, n_beta: float) -> dict[str, Any]:
     """χ `[chains, kinds, strings, positions]` of a head's unshared parameters."""
     model, text = loaded(settings.model)
-    generator = np.random.default_rng(settings.seed + 1)
+    generator = np.random.default_rng([STRINGS, seed])
     passages = torch.from_numpy(plain_windows(text, settings.strings, settings.passage, generator))
     shuffled = said_twice(passages).tokens
     for string in shuffled:
         order = generator.permutation(settings.passage + 1)
         string[settings.passage :] = string[settings.passage :][torch.from_numpy(order)]
     probes = {
-        KINDS[0]: said_twice(random_passages(settings, settings.strings, settings.seed + 2)).tokens,
+        KINDS[0]: said_twice(random_passages(settings, settings.strings, PROBES + seed)).tokens,
         KINDS[1]: said_twice(passages).tokens,
         KINDS[2]: shuffled,
     }
     sampled = said_twice(torch.from_numpy(plain_windows(text, settings.samples, settings.passage, generator))).tokens
     posterior = pf.LocalPosterior(
-        model, pf.losses.next_token, sampled, n_beta=settings.n_beta, localization=settings.localization
+        model, pf.losses.next_token, sampled, n_beta=n_beta, localization=settings.localization
     )
     found = pf.linear_response(
         posterior,
@@ -210,7 +236,7 @@ def susceptibility(settings: Settings, head: str) -> dict[str, Any]:
         steps_between_draws=settings.steps_between_draws,
         batch_size=settings.batch_size,
         tile=1,
-        seed=settings.seed,
+        seed=seed,
         progress=False,
     )
     chi = found["chi_group"].sel(component=head).transpose("group", "token").values
@@ -289,30 +315,42 @@ def outcome_rows(rows: Rows) -> Rows:
     return found
 
 
-def in_words(
-    settings: Settings, heads: Mapping[str, bool], rows: Rows, tests: Rows, attention: Mapping[str, Any], spent: float
-) -> list[str]:
-    """The outcome against the goal, then how it was measured, in sentences."""
+def against_goal(run: str, tests: Rows) -> str:
+    """What a run came to, in a sentence."""
     random, text, control, unscaled = tests
-    met = random["AUC"] >= 0.9 and random["p"] < 0.01
-    clean = control["p"] > 0.05
-    scores = {row["head"]: row["attention score"] for row in rows}
+    met = random["AUC"] >= 0.9 and random["p"] < 0.01 and control["p"] > 0.05
+    return (
+        f"{run}: {'reached' if met else 'not reached'}. On random tokens said twice the contrast tells induction heads "
+        f"from others with AUC {random['AUC']:.2f} (p = {random['p']:.2g}; in nats², without a unit of each head's "
+        f"own, {unscaled['AUC']:.2f}), on text said twice {text['AUC']:.2f} (p = {text['p']:.2g}), and where the "
+        f"second half is shuffled {control['AUC']:.2f} (p = {control['p']:.2g}). Its rank correlation with the "
+        f"attention score is {random['rank correlation with attention']:.2f} on random tokens and "
+        f"{text['rank correlation with attention']:.2f} on text."
+    )
+
+
+def in_words(
+    settings: Settings,
+    heads: Mapping[str, bool],
+    rows: Mapping[str, Rows],
+    tests: Mapping[str, Rows],
+    attention: Mapping[str, Any],
+    spent: float,
+) -> list[str]:
+    """The outcome of each run against the goal, then how it was measured, in sentences."""
+    scores: dict[str, float] = attention["scores"]
     induction = [head for head, is_one in heads.items() if is_one]
+    every = [row for each in rows.values() for row in each]
     said = [
-        f"{'Reached' if met and clean else 'Not reached'}: on random tokens said twice the contrast tells the "
-        f"{len(induction)} induction heads from {len(heads) - len(induction)} others of the same layers with AUC "
-        f"{random['AUC']:.2f} (p = {random['p']:.2g}); on text said twice {text['AUC']:.2f} (p = {text['p']:.2g}); "
-        f"where the second half is shuffled {control['AUC']:.2f} (p = {control['p']:.2g}).",
-        f"In nats², without a unit of each head's own, {unscaled['AUC']:.2f} (p = {unscaled['p']:.2g}).",
-        "Over heads the contrast's rank correlation with the attention score is "
-        f"{random['rank correlation with attention']:.2f} on random tokens (p = {random['its p']:.2g}) and "
-        f"{text['rank correlation with attention']:.2f} on text (p = {text['its p']:.2g}).",
-        f"Induction heads are those with the highest attention scores, {', '.join(induction)} "
+        *(against_goal(run, each) for run, each in tests.items()),
+        f"{len(induction)} induction heads are held against {len(heads) - len(induction)} others of the same layers, "
+        "drawn anew by each seed.",
+        f"At the first seed induction heads are those with the highest attention scores, {', '.join(induction)} "
         f"({scores[induction[-1]]:.2f} to {scores[induction[0]]:.2f}); the others were drawn from heads below the "
         f"median (at most {max(scores[head] for head in heads if not heads[head]):.2f}).",
         f"The model's loss is {attention['first']:.1f} nats on random tokens said first and {attention['again']:.1f} "
         "when they are said again.",
-        f"χ of one chain correlates {np.mean([row['r between chains'] for row in rows]):.2f} over tokens with that of "
+        f"χ of one chain correlates {np.mean([row['r between chains'] for row in every]):.2f} over tokens with that of "
         f"another, on average over heads; {settings.chains} chains of each. It took {spent / 60:.0f} core minutes.",
     ]
     if settings.model == "smollm2":
@@ -351,6 +389,7 @@ def contrast_figure(rows: Rows) -> Figure:
         axes.axhline(0, color="#888888", linewidth=0.8)
         axes.set_yscale("symlog", linthresh=1, linscale=1.5)
         axes.yaxis.set_major_formatter("{x:g}")
+        named: set[str] = set()
         for which, label, colour, marker in (
             (True, "induction heads", COLOURS[2], "o"),
             (False, "other heads", COLOURS[1], "s"),
@@ -359,6 +398,9 @@ def contrast_figure(rows: Rows) -> Figure:
             x, y = [row["attention score"] for row in mine], [row[kind] for row in mine]
             axes.errorbar(x, y, [row[f"{kind}, error"] for row in mine], color=colour, fmt=marker, label=label)
             for place, index in enumerate(np.argsort(x) if which else []):  # neighbours have names above and below
+                if mine[index]["head"] in named:
+                    continue
+                named.add(mine[index]["head"])
                 axes.annotate(
                     mine[index]["head"], (x[index], y[index]), xytext=(0, (7, -13)[place % 2]), ha="center",
                     textcoords="offset points", fontsize=7,
