@@ -208,7 +208,7 @@ def test_weights_at_random_come_in_pairs_and_have_mean_1() -> None:
 def test_the_response_of_runs_is_planned_with_and_told_of_other_weights() -> None:
     """Runs whose accuracy goes up with strings of one kind and down with another's, and not with the third's."""
     kinds = np.repeat(["a", "b", "c"], [50, 30, 20])
-    settings = Settings(response_runs=72)
+    settings = Settings(response_runs=72, test_strings=100)
     weights = weights_at_random(settings, kinds)
     generator = np.random.default_rng(0)
 
@@ -217,11 +217,20 @@ def test_the_response_of_runs_is_planned_with_and_told_of_other_weights() -> Non
         return 0.5 + 0.4 * share[:, 0] - 0.4 * share[:, 1] + 0.02 * generator.standard_normal(len(rho))
 
     ends = torch.from_numpy(accuracy(on_strings(weights, kinds))).float()
-    runs = [{"OOD accuracy": some[:, None].expand(-1, 4)} for some in ends.split(24)]
-    response = response_of(weights, runs, kinds)
-    up, down = (plan.weights.values for plan in response_plans(response, 0.3).values())
+    wrong = torch.from_numpy(0.2 * weights[:, 2] / weights.sum(1)).float()  # the task fails with strings of the third
+    runs = [
+        {"OOD accuracy": some[:, None].expand(-1, 4), "test accuracy": 1 - fails[:, None].expand(-1, 4)}
+        for some, fails in zip(ends.split(24), wrong.split(24), strict=True)
+    ]
+    response = response_of(settings, weights, runs, kinds)
+    assert response["weights"].shape == (72, 3)
+    up, down = (plan.weights.values for plan in response_plans(response.sel(component=["OOD accuracy"]), 0.3).values())
     assert up[0] > up[2] > up[1]
     assert down[0] < down[2] < down[1]
+    held = response_plans(response, 0.3)["Nested"]
+    assert held.predicted["dmu"].sel(component="OOD accuracy") > 0.05
+    assert abs(held.predicted["dmu"].sel(component="log test error")) < 0.02
+    assert held.weights[0] > 1 > held.weights[1]
     others = {
         named(LLC, "Nested", strength): np.where(kinds == "a", 1 + strength, 1 - strength)
         for strength in (-0.4, -0.2, 0.2, 0.4)
@@ -249,15 +258,14 @@ def test_quick_recipe_writes_everything(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["run", str(recipe), "--quick", "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
     said = " ".join(results["said"])
-    ways = [
-        way for way in ("λ̂", "χ at step 20", "response of training") if f"Weights by {way} were not made" not in said
-    ]
+    every = ("λ̂", "χ at step 20", "response of training", "response of training, task held")
+    ways = [way for way in every if f"Weights by {way} were not made" not in said]
     assert [row["weights"] for row in results["tables"]["Accuracy out of distribution"]] == [
         "base",
         *(
             f"{name}, by {way}, 1{control}"
             for way in ways
-            for controls in (("",), (", shuffled", ", labels alone"))
+            for controls in (("",), *([(", shuffled", ", labels alone")] if way != "response of training" else []))
             for name in ("Nested", "Equal-Count")
             for control in controls
         ),
@@ -270,6 +278,7 @@ def test_quick_recipe_writes_everything(tmp_path: Path, capsys: pytest.CaptureFi
         "outcomes.png",
         "contributions.png",
         "response.png",
+        "response_runs.parquet",
         "runs.parquet",
         "weights.parquet",
     }

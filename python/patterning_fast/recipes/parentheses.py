@@ -3,7 +3,8 @@
 After arXiv:2601.13548, §5: of runs from many seeds some learn to follow how parentheses nest and some to count them.
 Weights that favour either are made in three ways: from what each kind of string contributes to the learning
 coefficients of solutions of both; from how a measure of behaviour out of distribution answers to each, early in
-training; and from how accuracy out of distribution, at the end of training, answers to each over whole runs.
+training; and from how accuracy out of distribution, at the end of training, answers to each over whole runs, alone or
+with what the task needs held where it is.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from patterning_fast.recipes.parentheses_findings import (
     BASE,
     BY_HAND,
     COUNTING,
+    FAILING,
+    HELD,
     LEARNED,
     LLC,
     NESTED,
@@ -77,11 +80,11 @@ class Settings:
     """Other runs, that weights come from."""
     solutions: int = 3
     """Of either kind, of whose contributions the median is taken."""
-    early_steps: tuple[int, ...] = (60, 300)
+    early_steps: tuple[int, ...] = (60,)
     """After which behaviour's susceptibilities are estimated."""
     early_runs: int = 36
     """Runs that these are averaged over, the sources and more."""
-    response_runs: int = 240
+    response_runs: int = 288
     """On weights drawn at random, whole trainings."""
     response_spread: float = 1.0
     """Standard deviation of the logarithms of these weights."""
@@ -146,7 +149,7 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         )
         for first, some in zip(parts, torch.from_numpy(on_strings(at_random, kinds)).split(SIDE_BY_SIDE), strict=True)
     })  # fmt: skip
-    response = response_of(at_random, list(ended.values()), kinds)
+    response = response_of(settings, at_random, list(ended.values()), kinds)
     weights, refused = all_weights(settings, estimates, answers, response, kinds, labels)
     wanted = {BASE: None} | {name: torch.from_numpy(each) for name, each in weights.items()}
     compared = range(settings.seeds)
@@ -177,8 +180,9 @@ def all_weights(
     weights: dict[str, np.ndarray] = {}
     refused: dict[str, str] = {}
     ways = {LLC: partial(llc_plans, estimates)} | {name: partial(early_plans, each) for name, each in answers.items()}
-    ways[RESPONSE] = partial(response_plans, response)
-    controlled = (LLC, next(iter(answers)), RESPONSE)
+    ways[RESPONSE] = partial(response_plans, response.sel(component=[OOD]))
+    ways[HELD] = partial(response_plans, response)
+    controlled = (LLC, next(iter(answers)), HELD)
     for way, plans in ways.items():
         try:
             made = {strength: plans(strength) for strength in settings.strengths}
@@ -220,7 +224,8 @@ def early_plans(answers: xr.Dataset, strength: float) -> dict[str, pf.Plan]:
 
 
 def response_plans(response: xr.Dataset, strength: float) -> dict[str, pf.Plan]:
-    """Weights by kind: more of what raises accuracy out of distribution at the end of training, or lowers it."""
+    """Weights by kind: more of what raises accuracy out of distribution at the end of training, or lowers it, and
+    leaves any other outcome where it is."""
     return {
         name: pf.invert(response, {OOD: sign}, strength=strength, negative_weights="clip")
         for name, sign in ((NESTED, 1.0), (COUNTING, -1.0))
@@ -240,11 +245,15 @@ def on_strings(weights: np.ndarray, kinds: np.ndarray) -> np.ndarray:
     return np.asarray(rho / rho.mean(1, keepdims=True))
 
 
-def response_of(weights: np.ndarray, runs: list[Part], kinds: np.ndarray) -> xr.Dataset:
-    """How accuracy out of distribution at the end of training answers to kinds of string."""
-    accuracy = torch.cat([each["OOD accuracy"][:, -1] for each in runs]).numpy()
+def response_of(settings: Settings, weights: np.ndarray, runs: list[Part], kinds: np.ndarray) -> xr.Dataset:
+    """How accuracy out of distribution, and the error on the task, at the end of training answer to kinds of string."""
+    ood, test = (torch.cat([each[name][:, -1] for each in runs]).double().numpy() for name in (OOD, "test accuracy"))
     names, counts = np.unique(kinds, return_counts=True)
-    return pf.training_response({OOD: accuracy}, weights, names.tolist(), counts, name="kind")
+    outcomes = {OOD: ood, FAILING: np.log(1.0 - test + 0.5 / settings.test_strings)}
+    found = pf.training_response(outcomes, weights, names.tolist(), counts, name="kind")
+    return found.assign(
+        weights=(("run", "kind"), weights), outcomes=(("component", "run"), np.stack(list(outcomes.values())))
+    )
 
 
 def spread(settings: Settings, plan: pf.Plan, kinds: np.ndarray) -> np.ndarray:

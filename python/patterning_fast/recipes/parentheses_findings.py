@@ -21,7 +21,8 @@ LEARNED = 0.99
 
 BASE, NESTED, COUNTING = "base", "Nested", "Equal-Count"
 LLC, CHI, RESPONSE, BY_HAND = "by λ̂", "by χ ", "by response of training", "by hand"
-OOD = "OOD accuracy"
+HELD = f"{RESPONSE}, task held"
+OOD, FAILING = "OOD accuracy", "log test error"
 SHUFFLED, BALANCE = "shuffled", "labels alone"
 AT_LEAST, AT_MOST = 0.9, 0.1
 
@@ -54,7 +55,7 @@ def findings(
     """What came out, in tables, sentences and pictures."""
     outcomes = [outcome(name, each, runs[BASE]) for name, each in runs.items()]
     expected = expected_rows(response, kinds, weights, runs)
-    everywhere = {**answers, RESPONSE: response}
+    everywhere = {**answers, **{name: response.sel(component=[name]) for name in (OOD, FAILING)}}
     return Findings(
         title="Choosing between two algorithms for parentheses",
         claim="Data weighted by what they contribute to the learning coefficients of two solutions that fit the "
@@ -86,8 +87,9 @@ def findings(
             "contributions": Picture(
                 contribution_figure(settings, estimates, everywhere, kinds, weights),
                 "What a kind of string contributes to λ̂ of solutions of either kind, with 95 % errors of chains; how "
-                "nestedness early in training, and accuracy out of distribution at its end, answer to more of it, "
-                "beyond the mean over unbalanced strings, with 95 % errors of how runs differ; the weights.",
+                "nestedness early in training, and accuracy out of distribution and the logarithm of the error on the "
+                "task at its end, answer to more of it, beyond the mean over unbalanced strings, with 95 % errors of "
+                "how runs differ; the weights.",
             ),
             "response": Picture(
                 expected_figure(expected),
@@ -108,6 +110,13 @@ def findings(
                 for name, each in runs.items()
                 for seed in range(settings.seeds)
                 for at, step in enumerate(each["steps"])
+            ],
+            "response_runs": [
+                {"run": int(run), **dict(zip(map(str, response["kind"].values), rho, strict=True)),
+                 **dict(zip(map(str, response["component"].values), ended, strict=True))}
+                for run, (rho, ended) in enumerate(
+                    zip(response["weights"].values.tolist(), response["outcomes"].values.T.tolist(), strict=True)
+                )
             ],
             "weights": [
                 {"sample": sample, "kind": str(kinds[sample])}
@@ -173,7 +182,7 @@ def kind_rows(kinds: np.ndarray, estimates: Mapping[str, xr.Dataset], answers: M
 
 def answering(way: str) -> str:
     """What answers to data in the estimate that a way is made of."""
-    return "response of OOD accuracy" if way == RESPONSE else f"χ of nestedness {way.removeprefix(CHI)}"
+    return f"χ of nestedness {way.removeprefix(CHI)}" if way.startswith(CHI) else f"response of {way}"
 
 
 def relative(answers: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
@@ -255,7 +264,7 @@ def in_words(
         f"Without weights {base['above 0.5']:.0%} of {settings.seeds} runs end above 0.5 (median "
         f"{base['median']:.2f}, {base['have learned']} have learned the task)."
     ]
-    for way in (LLC, *(early(step) for step in settings.early_steps), RESPONSE):
+    for way in (LLC, *(early(step) for step in settings.early_steps), RESPONSE, HELD):
         if way in refused:
             said.append(f"Weights {way} were not made: {refused[way]}.")
             continue
@@ -354,7 +363,7 @@ def contribution_figure(
         mean, error = relative(each)
         axes.barh(places, 1000 * mean, 0.5, xerr=1960 * error, color="#888888")
         axes.set_xlabel(f"1000 · {answering(name)}")
-    ways = (LLC, early(settings.early_steps[0]), RESPONSE)
+    ways = (LLC, early(settings.early_steps[0]), HELD)
     shown = [named(way, name, settings.strengths[-1]) for way in ways for name in (NESTED, COUNTING)]
     shown = [name for name in shown if name in weights]
     for at, name in enumerate(shown):
@@ -382,7 +391,8 @@ def expected_figure(expected: Rows) -> Figure:
     axes = figure.subplots()
     axes.axline((0, 0), slope=1, color="#888888", linewidth=0.8)
     for label, marker, belongs in (
-        ("by response of training", "o", lambda name: RESPONSE in name and not is_control(name)),
+        ("by response of training", "o", lambda name: RESPONSE in name and HELD not in name and not is_control(name)),
+        ("the same, task held", "^", lambda name: HELD in name and not is_control(name)),
         ("other ways, by hand", "s", lambda name: RESPONSE not in name and not is_control(name)),
         ("controls", "x", is_control),
     ):
