@@ -47,6 +47,20 @@ def test_errors_cover_though_runs_scatter_unequally() -> None:
     assert np.mean(inside, 0).min() > 0.87
 
 
+def test_errors_know_of_the_degrees_of_freedom_that_the_fit_takes() -> None:
+    """Of 14 runs and 5 numbers fitted, residuals are √(9/14) of the noise; here of one size for all runs."""
+    weights, plain = runs(0, 14, 0.0)
+    generator = np.random.default_rng(1)
+    found, errors = [], []
+    for _ in range(400):
+        response = pf.training_response({"o": plain + generator.standard_normal(14)}, weights, UNITS, COUNTS)
+        found.append(response["chi"].values[0])
+        errors.append(response["chi_error"].values[0])
+    # 400 repeats know a variance to 7 %; the fit's leverages, which White's errors do not undo, differ by unit.
+    ratio = np.mean(np.square(errors), 0).sum() / np.var(found, 0, ddof=1).sum()
+    assert 0.8 < ratio < 1.2
+
+
 def test_a_regression_answers_as_its_derivative_says_and_a_plan_is_kept() -> None:
     """Least squares on weighted data is where training ends: dw/dρ_j = −H⁻¹x_j r_j/n."""
     generator = torch.Generator().manual_seed(0)
