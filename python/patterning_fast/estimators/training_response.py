@@ -67,8 +67,9 @@ def training_response(
     if rank < len(units) - 1:
         raise ValueError(f"weights vary in {rank} directions, of {len(units) - 1}: draw each unit's independently")
     found = np.stack(list(values.values()))
-    chi = (found - found.mean(1, keepdims=True)) @ inverse.T
-    left = found - found.mean(1, keepdims=True) - chi @ mass.T
+    centred = found - found.mean(1, keepdims=True)
+    chi = centred @ inverse.T
+    left = centred - chi @ mass.T
     scatter = runs * np.sqrt(runs / (runs - len(units))) * left[:, :, None] * inverse.T
     centre = size / size.sum()
     chi -= (chi @ centre)[:, None]
