@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from patterning_fast.durable import flush_to_disk
 from patterning_fast.engine.identity import Identity, differences
 
 RECORD = "checkpoint.json"
@@ -217,12 +218,3 @@ def separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         storages.add(plain.untyped_storage().data_ptr())
         result[name] = plain
     return result
-
-
-def flush_to_disk(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

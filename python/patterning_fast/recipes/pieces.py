@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 import torch
 from tqdm import tqdm
 
-from patterning_fast.engine.checkpoint import flush_to_disk
+from patterning_fast.durable import flush_to_disk
 from patterning_fast.engine.identity import differences
 
 T = TypeVar("T")

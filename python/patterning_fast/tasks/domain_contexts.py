@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patterning_fast.engine.checkpoint import flush_to_disk
+from patterning_fast.durable import flush_to_disk
 from patterning_fast.tasks.found_text import Contexts, plain_windows
 from patterning_fast.tasks.tokenizer import hash_of, train_tokenizer
 

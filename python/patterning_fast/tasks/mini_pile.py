@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from patterning_fast.engine.checkpoint import flush_to_disk
+from patterning_fast.durable import flush_to_disk
 from patterning_fast.tasks.corpora import CORPORA, Corpus
 from patterning_fast.tasks.packages import Package, PackageError, fetched, unpacked, version_of
 from patterning_fast.training.weights_file import parquet

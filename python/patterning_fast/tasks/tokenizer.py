@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from patterning_fast.engine.checkpoint import flush_to_disk
+from patterning_fast.durable import flush_to_disk
 
 ENOUGH_TEXT = 4_000_000
 """Characters of each domain to learn from, so that large domains do not own the vocabulary."""

@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from patterning_fast.engine.checkpoint import flush_to_disk
+from patterning_fast.durable import flush_to_disk
 from patterning_fast.engine.identity import differences, digest
 from patterning_fast.patterning.plan import Plan
 from patterning_fast.posterior.data import sample_count
