@@ -14,7 +14,6 @@ import array
 import ctypes
 import errno
 import fcntl
-import gc
 import os
 import platform
 import select
@@ -152,7 +151,6 @@ def in_the_process(action: Callable[[], object], channel: socket.socket) -> None
     """What the forked process does; it ends here."""
     said = "ok"
     try:
-        gc.disable()  # it would touch, and so copy, all that the process has
         os.setsid()
         torch.set_num_threads(1)
         listener = stop_at_changes()

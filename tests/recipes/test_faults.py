@@ -25,7 +25,7 @@ def outcome(out: Path) -> list[dict[str, object]]:
     return rows
 
 
-@pytest.mark.parametrize(("fault", "every"), [(KILL, 1), (POWER_LOSS, 1), (IO_ERROR, 1), (FULL, 4)])
+@pytest.mark.parametrize(("fault", "every"), [(KILL, 1), (POWER_LOSS, 1), (IO_ERROR, 3), (FULL, 4)])
 def test_a_recipe_with_a_fault_at_every_operation(fault: Fault, every: int) -> None:
     with folder_in_memory() as folder:
         recipe_with_faults(folder, fault, every)

@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet
@@ -16,6 +22,7 @@ from patterning_fast.recipes.findings import Findings, Picture, results_page, wr
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.recipes.recipe import read_recipe
 from patterning_fast.report.output import RESULTS
+from tests.flips import flipped, random_bits
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SETTINGS = {"settings": {"lr": 1e-3, "seeds": [0, 1]}}
@@ -139,3 +146,114 @@ def test_findings_in_files(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert expected in page
     assert "Less." in (folder / "report.html").read_text()
+
+
+def test_a_damaged_part_is_named_and_computed_again(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    value = {"weights": torch.arange(20.0), "name": "a part"}
+    with Pieces(folder, SETTINGS) as pieces:
+        pieces.of("some", lambda: value)
+        path = pieces.path("some")
+    whole = path.read_bytes()
+    with Pieces(folder, SETTINGS) as pieces:
+        for damaged in (b"", whole[:100], whole[:-1], whole + b"\0", b"PK" + whole):
+            path.write_bytes(damaged)
+            with pytest.warns(UserWarning, match=rf"{path.name} is damaged .*: the part 'some' is computed again"):
+                assert torch.equal(pieces.of("some", lambda: value)["weights"], torch.arange(20.0))
+            assert pieces.of("some", lambda: {})["name"] == "a part"
+
+
+def test_no_flipped_bit_of_a_part_is_silent(tmp_path: Path) -> None:
+    with Pieces(tmp_path / "parts", SETTINGS) as pieces:
+        pieces.of("some", lambda: {"weights": torch.arange(50.0)})
+        path = pieces.path("some")
+        for bit in random_bits(path, 1000, seed=0):
+            with flipped(path, bit), pytest.warns(UserWarning, match="is damaged"):
+                assert pieces.kept("some") is None
+        assert pieces.kept("some") is not None
+
+
+def test_a_part_of_another_name_or_run_is_not_taken(tmp_path: Path) -> None:
+    other = {"settings": {"lr": 1e-2, "seeds": [0, 1]}}
+    with Pieces(tmp_path / "a", SETTINGS) as pieces, Pieces(tmp_path / "b", other) as others:
+        pieces.of("one", lambda: 1)
+        shutil.copy(pieces.path("one"), pieces.path("two"))
+        shutil.copy(pieces.path("one"), others.path("one"))
+        with pytest.warns(UserWarning, match="the part 'two' is computed again"):
+            assert pieces.of("two", lambda: 2) == 2
+        with pytest.warns(UserWarning, match="the part 'one' is computed again"):
+            assert others.of("one", lambda: 3) == 3
+
+
+def test_damaged_settings_and_times_are_named(tmp_path: Path) -> None:
+    with Pieces(tmp_path, SETTINGS) as pieces:
+        pieces.of("some", lambda: 1)
+        pieces.started -= 100
+    for content in (b"", b"12.5", (tmp_path / "seconds").read_bytes()[:-1]):
+        (tmp_path / "seconds").write_bytes(content)
+        (tmp_path / "settings").write_bytes(content)
+        with pytest.warns(UserWarning, match="is damaged") as warned:
+            pieces = Pieces(tmp_path, SETTINGS)
+        with pieces:
+            assert pieces.of("some", lambda: 2) == 1
+            assert pieces.time_spent() < 100
+        of_settings, of_time = (str(each.message) for each in warned)
+        assert re.search("settings is damaged .*: only parts of these settings are used", of_settings)
+        assert re.search("seconds is damaged .*: the time before this start is not counted", of_time)
+
+
+def test_only_what_a_run_wrote_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="does not hold the parts of a run; choose another --out"):
+        Pieces(tmp_path, SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with Pieces(tmp_path / "parts", SETTINGS) as pieces:
+        pieces.of("some", lambda: 1)
+        (tmp_path / "parts" / "notes").touch()
+        pieces.remove()
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["notes"]
+
+
+def test_an_unreadable_part_is_not_computed_again(tmp_path: Path) -> None:
+    with Pieces(tmp_path, SETTINGS) as pieces:
+        pieces.path("some").mkdir()
+        with pytest.raises(OSError, match=r"cannot read .*some-.*\.pt: Is a directory; make it readable, or remove it"):
+            pieces.of("some", lambda: 1)
+
+
+def sleeping(log: str) -> None:
+    with Path(log).open("a", encoding="utf-8") as file:
+        print(os.getpid(), file=file)
+    for _ in range(10**6):
+        torch.randn(500, 500) @ torch.randn(500, 500)
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = (
+        "import pathlib, sys; from patterning_fast.recipes.pieces import Pieces; "
+        "from tests.recipes.test_frame import sleeping\n"
+        "with Pieces(pathlib.Path(sys.argv[1]) / 'parts', {}, at_once=2) as pieces:\n"
+        "    pieces.map('sleeping', sleeping, {name: (sys.argv[1] + '/log',) for name in ('one', 'two')})"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=RECIPES.parent)
+    until(lambda: log.exists() and len(log.read_text().splitlines()) == 2, 60)
+    of_session = processes_below(run.pid)
+    assert len(of_session) >= 3  # workers and the server that they are forked from
+    run.kill()
+    run.wait()
+    until(lambda: not any(Path(f"/proc/{each}").exists() for each in of_session), 5)
+
+
+def processes_below(number: int) -> list[int]:
+    """The processes that a process has started, and those that they have."""
+    children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+    return [each for child in map(int, children) for each in (child, *processes_below(child))]
+
+
+def until(true: Callable[[], bool], seconds: float) -> None:
+    """Wait for something that must come to be."""
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "did not come to be"
+        time.sleep(0.05)

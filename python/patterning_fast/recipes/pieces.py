@@ -89,7 +89,7 @@ class Pieces:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self.folder.exists():
+            if (self.folder / SETTINGS).exists():  # not removed
                 self.note_time()
         except OSError:
             if error is None:
