@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from patterning_fast.recipes.findings import Findings, Picture, results_page, write
 from patterning_fast.recipes.pieces import Pieces
-from patterning_fast.recipes.recipe import read_recipe
+from patterning_fast.recipes.recipe import read_recipe, run_file
 from patterning_fast.report.output import RESULTS
 from tests.flips import flipped, random_bits
 
@@ -102,13 +102,31 @@ def test_settings_of_every_recipe_fit(path: Path) -> None:
         ('recipe = "soup"', "needs recipe = one of .* it has recipe = 'soup'"),
         ('recipe = "induction"\n[oven]\nheat = 1', "it also has oven"),
         ('recipe = "induction"\n[settings]\nheat = 1', "there is no setting 'heat'; there are"),
+        ('recipe = "induction"\n[settings]\nheads = 1.5', "heads must be a whole number, got 1.5"),
+        ('recipe = "induction"\n[settings]\nheads = true', "heads must be a whole number, got True"),
+        ('recipe = "induction"\n[settings]\nlr = "fast"', "lr must be a finite number, got 'fast'"),
+        ('recipe = "induction"\n[settings]\nlr = nan', "lr must be a finite number, got nan"),
+        ('recipe = "induction"\n[settings]\nseeds = 1', "seeds must be a list, of values that are each a whole number"),
+        ('recipe = "induction"\n[settings]\nseeds = [0, "1"]', "seeds must be a whole number, got .0, '1'."),
+        ('recipe = "induction"\nsettings = 3', "settings and quick must be tables"),
+        ('recipe = "induction"\nquick = ["heads"]', "settings and quick must be tables"),
+        ('recipe = "induction"\ndid_not_work = "this"', "did_not_work must be a list of strings, got 'this'"),
+        ('recipe = "induction"\ndid_not_work = [1]', "did_not_work must be a list of strings"),
+        ('recipe = "induction"\n# \udcff', "is not TOML: 'utf-8' codec"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_recipe(path, quick=False)
+
+
+@pytest.mark.parametrize("name", ["..toml", "...toml", ".toml"])
+def test_names_that_would_leave_the_folder_of_results(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('recipe = "induction"', encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot name a folder of results: give the recipe another name"):
+        run_file(tmp_path / name, None, quick=True)
 
 
 def test_findings_in_files(tmp_path: Path) -> None:
@@ -238,17 +256,19 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     )
     run = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=RECIPES.parent)
     until(lambda: log.exists() and len(log.read_text().splitlines()) == 2, 60)
-    of_session = processes_below(run.pid)
-    assert len(of_session) >= 3  # workers and the server that they are forked from
+    workers = log.read_text(encoding="utf-8").split()
+    assert all(map(is_running, workers))
     run.kill()
     run.wait()
-    until(lambda: not any(Path(f"/proc/{each}").exists() for each in of_session), 5)
+    until(lambda: not any(map(is_running, workers)), 5)
 
 
-def processes_below(number: int) -> list[int]:
-    """The processes that a process has started, and those that they have."""
-    children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
-    return [each for child in map(int, children) for each in (child, *processes_below(child))]
+def is_running(process: str) -> bool:
+    """Whether it has not ended; one that has may stay in the list until its parent asks."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def until(true: Callable[[], bool], seconds: float) -> None:
