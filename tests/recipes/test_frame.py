@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow.parquet
@@ -18,10 +19,11 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from patterning_fast.recipes.findings import Findings, Picture, results_page, write
+from patterning_fast.recipes.findings import Findings, Picture, results_page, summary, write
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.recipes.recipe import read_recipe, run_file
 from patterning_fast.report.output import RESULTS
+from patterning_fast.report.text import label, printable
 from tests.flips import flipped, random_bits
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -277,3 +279,69 @@ def until(true: Callable[[], bool], seconds: float) -> None:
     while not true():
         assert time.monotonic() < ends, "did not come to be"
         time.sleep(0.05)
+
+
+HOSTILE = """<script>alert("1")</script> & ' | `x` ![y](z) $\\frac{$ \n# \x1b[31m \udcff"""
+
+
+class Tags(HTMLParser):
+    """The tags, and the text between them, of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        assert {name for name, _ in attrs} <= {"lang", "charset", "alt", "src"}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_strings_of_data_become_no_markup(tmp_path: Path) -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], label=label(HOSTILE))
+    axes.set_title(label(HOSTILE))
+    axes.legend()
+    findings = Findings(
+        title=HOSTILE, claim=HOSTILE, goal=HOSTILE, said=[HOSTILE], seeds=[0],
+        tables={HOSTILE: [{HOSTILE: HOSTILE, "loading": 1.0}]}, pictures={"line": Picture(figure, HOSTILE)},
+    )  # fmt: skip
+    made = {
+        "command": f"run {HOSTILE}", "did_not_work": [HOSTILE], "machine": {"processor": HOSTILE, "threads": 2},
+        "seconds": 1.0, "core_seconds": {HOSTILE: 1.0},
+    }  # fmt: skip
+    folder = tmp_path / "results <b>|"
+    folder.mkdir()
+    write(folder, findings, made)
+    assert json.loads((folder / RESULTS).read_bytes())["said"] == [HOSTILE]
+    parser, page = Tags(), (folder / "report.html").read_text(encoding="utf-8")
+    parser.feed(page)
+    assert parser.tags == {
+        "html", "meta", "title", "style", "h1", "h2", "p", "table", "tr", "th", "td", "figure", "img", "figcaption",
+    }  # fmt: skip
+    shown = printable(HOSTILE)
+    assert parser.text.count(shown) >= 10
+    assert page.count("src=") == 1
+    lines = results_page([folder], tmp_path).splitlines()
+    marked = [re.sub(r"\\.|``+.*?``+", "", line) for line in lines]  # without what is escaped, or code
+    assert not any(set(line) & set("<`$") or "](z)" in line for line in marked[4:])
+    assert [line.count("|") for line in marked if line.startswith("|")] == [3, 3, 3]
+    assert any("](results%20%3Cb%3E%7C/line.png)" in line for line in marked)
+    printed = summary(findings)
+    assert "\x1b" not in printed
+    assert len(printed.splitlines()) == 5
+
+
+def test_results_that_are_damaged_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for content in ("", "{", "[]", '{"title": "One"}', '{"title": 1, "seconds": "long", "core_seconds": {}}'):
+        (folder / RESULTS).write_text(content, encoding="utf-8")
+        with pytest.raises(
+            ValueError, match=r"one/results\.json is damaged, or not of a recipe .*: run the recipe again"
+        ):
+            results_page([folder], tmp_path)
