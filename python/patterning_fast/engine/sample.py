@@ -142,11 +142,11 @@ def sample_settings(
         raise ValueError(
             "probes is empty: name at least one set of samples, or pass None to track the posterior's data"
         )
-    resolved = resolve_components(posterior.model, components)
+    resolved = resolve_components(posterior.model, components, posterior.moving)
     plan = chain_plan(resolved, options.chains, options.antithetic, options.groups, settings)
     probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, options.seed)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
-    device = next(posterior.model.parameters()).device
+    device = posterior.device
     functions = dict(observables or {})
     centers = values_at_center(posterior.model, functions)
     attrs = {
