@@ -241,10 +241,11 @@ def test_an_unreadable_part_is_not_computed_again(tmp_path: Path) -> None:
             pieces.of("some", lambda: 1)
 
 
-def sleeping(log: str) -> None:
+def busy(log: str) -> None:
     with Path(log).open("a", encoding="utf-8") as file:
         print(os.getpid(), file=file)
-    for _ in range(10**6):
+    ends = time.monotonic() + 90
+    while time.monotonic() < ends:
         torch.randn(500, 500) @ torch.randn(500, 500)
 
 
@@ -252,9 +253,9 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     log = tmp_path / "log"
     program = (
         "import pathlib, sys; from patterning_fast.recipes.pieces import Pieces; "
-        "from tests.recipes.test_frame import sleeping\n"
+        "from tests.recipes.test_frame import busy\n"
         "with Pieces(pathlib.Path(sys.argv[1]) / 'parts', {}, at_once=2) as pieces:\n"
-        "    pieces.map('sleeping', sleeping, {name: (sys.argv[1] + '/log',) for name in ('one', 'two')})"
+        "    pieces.map('busy', busy, {name: (sys.argv[1] + '/log',) for name in ('one', 'two')})"
     )
     run = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=RECIPES.parent)
     until(lambda: log.exists() and len(log.read_text().splitlines()) == 2, 60)
