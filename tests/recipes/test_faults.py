@@ -10,7 +10,17 @@ import pytest
 from patterning_fast.recipes.recipe import Recipe, run
 from patterning_fast.report.output import RESULTS
 from tests import faults
-from tests.faults import FULL, IO_ERROR, KILL, POWER_LOSS, Fault, Operation, at_every_operation, folder_in_memory
+from tests.faults import (
+    FULL,
+    IO_ERROR,
+    KILL,
+    POWER_LOSS,
+    REORDERED,
+    Fault,
+    Operation,
+    at_every_operation,
+    folder_in_memory,
+)
 from tests.recipes import tiny
 
 OLD = [{"part": name, "length": 3 * len(name)} for name in tiny.PARTS]
@@ -25,7 +35,7 @@ def outcome(out: Path) -> list[dict[str, object]]:
     return rows
 
 
-@pytest.mark.parametrize(("fault", "every"), [(KILL, 1), (POWER_LOSS, 1), (IO_ERROR, 3), (FULL, 4)])
+@pytest.mark.parametrize(("fault", "every"), [(KILL, 1), (POWER_LOSS, 2), (REORDERED, 1), (IO_ERROR, 3), (FULL, 4)])
 def test_a_recipe_with_a_fault_at_every_operation(fault: Fault, every: int) -> None:
     with folder_in_memory() as folder:
         recipe_with_faults(folder, fault, every)
