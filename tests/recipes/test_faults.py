@@ -35,7 +35,7 @@ def outcome(out: Path) -> list[dict[str, object]]:
     return rows
 
 
-@pytest.mark.parametrize(("fault", "every"), [(KILL, 1), (POWER_LOSS, 2), (REORDERED, 1), (IO_ERROR, 3), (FULL, 4)])
+@pytest.mark.parametrize(("fault", "every"), [(KILL, 1), (REORDERED, 2), (POWER_LOSS, 3), (IO_ERROR, 5), (FULL, 7)])
 def test_a_recipe_with_a_fault_at_every_operation(fault: Fault, every: int) -> None:
     with folder_in_memory() as folder:
         recipe_with_faults(folder, fault, every)
