@@ -61,7 +61,7 @@ class EvaluationSet:
                 def one(moved: Mapping[str, Tensor], batch: Batch = batch, known: Recorded = known) -> Tensor:
                     return runner.run(lambda model: posterior.loss(model, batch), moved, known).flatten()
 
-                losses = on_chains(one, chains, moved)
+                losses = on_chains(one, chains, moved, random=posterior.random_loss)
                 out[:, at : at + losses.shape[1]] = losses
                 at += losses.shape[1]
 
@@ -77,10 +77,13 @@ class EvaluationSet:
         return {"probe": np.full(index.shape[1], self.name), **dict(places)}
 
 
-def on_chains(function: Callable[..., Tensor], chains: int, *arguments: Any) -> Tensor:
-    """`function` of each chain's arguments, trees of tensors with a first dimension of chains; results likewise."""
+def on_chains(function: Callable[..., Tensor], chains: int, *arguments: Any, random: bool = False) -> Tensor:
+    """`function` of each chain's arguments, trees of tensors with a first dimension of chains; results likewise.
+
+    Where it is `random`, each chain has random numbers of its own.
+    """
     if chains > 1:
-        return vmap(function)(*arguments)
+        return vmap(function, randomness="different" if random else "error")(*arguments)
     return function(*tree_map(lambda tensor: tensor.squeeze(0), arguments)).unsqueeze(0)
 
 

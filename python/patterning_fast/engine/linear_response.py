@@ -102,6 +102,11 @@ def linear_response(
     """
     if type(sampler) is not SGLD or sampler.gradient_noise_correction:
         raise TypeError(f"only SGLD(lr) without gradient-noise correction can be differentiated, got {sampler!r}")
+    if posterior.random_loss:
+        raise ValueError(
+            "a random loss cannot be differentiated with its noise held fixed: use sample(...).susceptibilities(), or "
+            "make the loss deterministic"
+        )
     options = Options(
         chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches=False, antithetic=False,
         groups=chains, loss_kernel=False, recording_bytes=recording_bytes, precision="float32", tile=tile, seed=seed,

@@ -156,6 +156,7 @@ def sample_settings(
         "groups": plan.groups,
         "loss_samples": sample_count(loss_set.data),
         "weighted": int(posterior.weights is not None),
+        "random_loss": int(posterior.random_loss),
         "device": str(device),
         "torch": torch.__version__,
         "patterning_fast": version("patterning_fast"),

@@ -130,7 +130,13 @@ def attention_heads(model: nn.Module) -> dict[str, Component]:
     parameters = may_move(model)
     frozen = {name for name, _ in model.named_parameters()} - parameters.keys()
     free = {head: {name: index for name, index in owned.items() if name not in frozen} for head, owned in heads.items()}
-    return {head: component_of(parameters, head, owned) for head, owned in free.items()}
+    found = {head: component_of(parameters, head, owned) for head, owned in free.items() if owned}
+    if not found:
+        raise ValueError(
+            f"no head of {type(model).__name__} has a parameter that requires a gradient: call requires_grad_() on "
+            "what is to move"
+        )
+    return found
 
 
 def resolve_components(

@@ -73,7 +73,7 @@ def train_replicas(
         )
     device, replicas = initial.device, len(initial)
     rhos = [None] if weights is None else list(weights.to(device, torch.float32))
-    stacks = [dense_stack(model, loss, [component(model, FULL, may_move(model))], replicas, data, rho) for rho in rhos]
+    stacks = [dense_stack(model, loss, [component(model, FULL, list(may_move(model)))], replicas, data, rho) for rho in rhos]
     parameters = initial.detach().repeat(len(rhos), 1, 1).requires_grad_()
     gradients = torch.zeros_like(parameters)
     update = optimizer([parameters])
