@@ -39,7 +39,7 @@ def test_a_folder_is_the_old_or_the_new_one(tmp_path: Path) -> None:
         (to / "pictures").mkdir()
         (to / "pictures" / "new").write_text("new")
 
-    outcomes = set()
+    outcomes: set[str] = set()
     for ended in at_every_operation(lambda: put_folder(path, write), folder, FAULTS):
         if ended.fault in (IO_ERROR, FULL):
             assert path.exists(), ended

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
@@ -170,7 +171,7 @@ def test_findings_in_files(tmp_path: Path) -> None:
 
 def test_a_damaged_part_is_named_and_computed_again(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
-    value = {"weights": torch.arange(20.0), "name": "a part"}
+    value: dict[str, Any] = {"weights": torch.arange(20.0), "name": "a part"}
     with Pieces(folder, SETTINGS) as pieces:
         pieces.of("some", lambda: value)
         path = pieces.path("some")
@@ -180,7 +181,7 @@ def test_a_damaged_part_is_named_and_computed_again(tmp_path: Path) -> None:
             path.write_bytes(damaged)
             with pytest.warns(UserWarning, match=rf"{path.name} is damaged .*: the part 'some' is computed again"):
                 assert torch.equal(pieces.of("some", lambda: value)["weights"], torch.arange(20.0))
-            assert pieces.of("some", lambda: {})["name"] == "a part"
+            assert pieces.of("some", lambda: dict[str, Any]())["name"] == "a part"
 
 
 def test_no_flipped_bit_of_a_part_is_silent(tmp_path: Path) -> None:
