@@ -70,3 +70,13 @@ def recipe_with_faults(above: Path, fault: Fault, every: int) -> None:
         assert len(computed) == len(set(computed)), ended
         assert not kept & set(computed), ended
     assert swaps == (fault == KILL)
+
+
+def test_a_link_to_a_folder_of_results_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk/results")
+    for factor in (3, 2):
+        run(Recipe(tiny, tiny.Settings(str(tmp_path / "log"), factor), []), tmp_path / "out", "now")
+    assert (tmp_path / "out").is_symlink()
+    assert outcome(tmp_path / "disk" / "results") == NEW
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["results"]

@@ -347,3 +347,5 @@ def test_results_that_are_damaged_are_named(tmp_path: Path) -> None:
             ValueError, match=r"one/results\.json is damaged, or not of a recipe .*: run the recipe again"
         ):
             results_page([folder], tmp_path)
+    with pytest.raises(ValueError, match=r"one is not below .*elsewhere, where the page goes: choose another --out"):
+        results_page([folder], tmp_path / "elsewhere")

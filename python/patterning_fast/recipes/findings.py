@@ -102,6 +102,8 @@ def results_page(folders: Sequence[Path], beside: Path) -> str:
     """The results of several runs as Markdown for a file in the folder `beside`, made of their results.json alone."""
     parts = ["# Results", PREFACE]
     for folder in folders:
+        if not folder.is_relative_to(beside):
+            raise ValueError(f"{folder} is not below {beside}, where the page goes: choose another --out")
         try:
             parts += results_of(json.loads((folder / RESULTS).read_bytes()), folder, beside)
         except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
