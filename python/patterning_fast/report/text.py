@@ -29,7 +29,7 @@ def label(text: str) -> str:
 def markdown(text: str) -> str:
     """For Markdown, in a line of running text or a cell of a table."""
     text = re.sub(r"[\\`*<>\[\]|~$]|(?<!\w)_|_(?!\w)|&(?=#|\w+;)", r"\\\g<0>", printable(text).strip())
-    return re.sub(r"^(\d*)([-+.)#=])", r"\1\\\2", text) if re.match(r"\d*[-+.)#=]+(\s|$)", text) else text
+    return re.sub(r"^(\d+(?=[.)](\s|$))|(?=([-+]|#+|-{3,}|=+)(\s|$)))", r"\1\\", text)
 
 
 def markdown_code(text: str) -> str:
