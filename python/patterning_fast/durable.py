@@ -22,7 +22,7 @@ MEND = {
 
 @contextmanager
 def writing(what: str, path: Path) -> Iterator[None]:
-    """Errors of the disk within are raised as one OSError: what could not be written, where, why, and how to mend it."""
+    """Raise errors of the disk within as one OSError: what could not be written, where, why, and how to mend it."""
     try:
         yield
     except OSError as error:
@@ -38,6 +38,8 @@ def cannot_write(what: str, path: Path, error: OSError) -> OSError:
 def put(path: Path, write: Callable[[Path], object]) -> None:
     """Put a file in place whole: `write(partial)` makes it beside its place, and it comes there once it is on the disk.
 
+    A new folder too, where `write` flushes what is in it.
+
     What stood there stays until then. Nothing is left behind but by a kill; `clear_partial` removes that.
     """
     partial = partial_path(path)
@@ -46,7 +48,7 @@ def put(path: Path, write: Callable[[Path], object]) -> None:
         flush_to_disk(partial)
         partial.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        clear_partial(path)
         raise
     flush_to_disk(path.parent)
 

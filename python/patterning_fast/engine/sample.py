@@ -103,7 +103,8 @@ def sample(
         checkpoint: folder to save the run's state in; where it holds that of this very run, the run resumes from it,
             and gives the same bits as one that was never interrupted.
         checkpoint_seconds: between saves; 0 saves after every draw.
-        traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to (see `TraceStore`).
+        traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to, which
+            `load_traces` reads.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -240,7 +241,7 @@ def open_folders(
                 sets=probe_sets,
                 configuration={name: value for name, value in configuration.items() if value is not None},
                 run=fingerprint(identity),
-                resumed=saved.draws_done if saved else None,
+                resumed=max(0, saved.draws_done - int(attrs["burn_in"])) if saved else None,
             )
         )
     return saved, store
