@@ -14,6 +14,7 @@ import array
 import ctypes
 import errno
 import fcntl
+import gc
 import os
 import platform
 import select
@@ -22,9 +23,10 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +64,7 @@ class Operation(NamedTuple):
     path: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Ended:
     """How a run ended."""
 
@@ -77,6 +79,15 @@ class Ended:
     def __str__(self) -> str:
         where = self.operations[self.at] if self.at < len(self.operations) else "the end"
         return f"{self.fault.name if self.fault else 'no fault'} at {self.at}, {where}; {self.error or 'returned'}"
+
+    __repr__ = __str__
+
+
+@contextmanager
+def folder_in_memory() -> Iterator[Path]:
+    """A folder that takes no time to flush."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        yield Path(folder)
 
 
 def at_every_operation(
@@ -141,6 +152,7 @@ def in_the_process(action: Callable[[], object], channel: socket.socket) -> None
     """What the forked process does; it ends here."""
     said = "ok"
     try:
+        gc.disable()  # it would touch, and so copy, all that the process has
         os.setsid()
         torch.set_num_threads(1)
         listener = stop_at_changes()

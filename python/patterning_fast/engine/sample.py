@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.checkpoint import Checkpoint
@@ -38,6 +37,7 @@ from patterning_fast.posterior.dense import NotDense
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Data
 from patterning_fast.posterior.observables import Observable, values_at_center
+from patterning_fast.progress import progress_bar
 from patterning_fast.samplers.langevin import Sampler
 
 TOTALS_BYTES = 256 * 2**20
@@ -177,7 +177,7 @@ def sample_settings(
         started -= float(run.seconds)
         steps = options.steps_between_draws * plan.rows
         bar = stack.enter_context(
-            tqdm(
+            progress_bar(
                 total=options.total_draws * steps,
                 initial=done * steps,
                 unit="step",

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from patterning_fast.durable import clear_partial, flush_to_disk, put, writing
+from patterning_fast.durable import clear_partial, flush_to_disk, make_folder, put_folder, writing
 from patterning_fast.engine.evaluation import EvaluationSet
 from patterning_fast.engine.trace_checksums import (
     DRAW,
@@ -231,18 +231,17 @@ class TraceStore:
             )
         size = 4 * len(self.components) * self.chains * draws * sets[-1].columns.stop
         with writing("traces", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             free = shutil.disk_usage(path.parent).free
             if size > free:
                 needed = f"they take up to {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
                 raise OSError(errno.ENOSPC, f"{needed}; trace fewer probes, chains or draws")
-            clear_partial(path)
-            put(path, lambda partial: self.make(zarr, partial, draws, sets, attributes))
+            put_folder(path, lambda partial: self.make(zarr, partial, draws, sets, attributes))
 
     def make(
         self, zarr: Any, partial: Path, draws: int, sets: Sequence[EvaluationSet], attributes: Mapping[str, Any]
     ) -> None:
-        """Make the store's files in a new folder."""
+        """Make the store's files in an empty folder."""
         root = zarr.create_group(partial, attributes=dict(attributes))
         checked = [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
         shape = (len(self.components), self.chains, draws)
@@ -287,8 +286,6 @@ class TraceStore:
             zarr.consolidate_metadata(root.store)
         files = sorted(path for path in partial.rglob("*") if path.is_file())
         write_sums(partial, LAYOUT, [path.relative_to(partial).as_posix() for path in files])
-        for path in partial.rglob("*"):
-            flush_to_disk(path)
 
     def chunks(self, columns: tuple[int, ...]) -> tuple[int, ...]:
         """Chunks as deep as a block of draws, so that each is written whole; a row of losses alone where rows are."""

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from patterning_fast.durable import flush_to_disk
+from patterning_fast.progress import progress_bar
 from patterning_fast.tasks.corpora import CORPORA, Corpus
 from patterning_fast.tasks.packages import Package, PackageError, fetched, unpacked, version_of
 from patterning_fast.training.weights_file import parquet
@@ -76,7 +75,8 @@ def mini_pile(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] 
             shutil.rmtree(left)
         manifest = {name: entry for name, entry in read_manifest(cache).items() if is_whole(cache, name, entry)}
         wanted = [name for name in corpora if name not in manifest]
-        with tqdm(total=len(corpora), initial=len(corpora) - len(wanted), unit="domain", disable=not progress) as bar:
+        done = len(corpora) - len(wanted)
+        with progress_bar(total=len(corpora), initial=done, unit="domain", disable=not progress) as bar:
             for name in wanted:
                 bar.set_description(name)
                 try:
