@@ -236,13 +236,15 @@ class TraceStore:
             if size > free:
                 needed = f"they take up to {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free"
                 raise OSError(errno.ENOSPC, f"{needed}; trace fewer probes, chains or draws")
-            put_folder(path, lambda partial: self.make(zarr, partial, draws, sets, attributes))
+            files = self.layout(zarr, draws, sets, attributes)
+            put_folder(path, lambda partial: write_layout(partial, files))
 
-    def make(
-        self, zarr: Any, partial: Path, draws: int, sets: Sequence[EvaluationSet], attributes: Mapping[str, Any]
-    ) -> None:
-        """Make the store's files in an empty folder."""
-        root = zarr.create_group(partial, attributes=dict(attributes))
+    def layout(
+        self, zarr: Any, draws: int, sets: Sequence[EvaluationSet], attributes: Mapping[str, Any]
+    ) -> dict[str, bytes]:
+        """The files of a store without draws: metadata and coordinates."""
+        files: dict[str, Any] = {}
+        root = zarr.create_group(zarr.storage.MemoryStore(files), attributes=dict(attributes))
         checked = [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
         shape = (len(self.components), self.chains, draws)
 
@@ -284,8 +286,7 @@ class TraceStore:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consolidated metadata", module="zarr")
             zarr.consolidate_metadata(root.store)
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        write_sums(partial, LAYOUT, [path.relative_to(partial).as_posix() for path in files])
+        return {name: content.to_bytes() for name, content in sorted(files.items())}
 
     def chunks(self, columns: tuple[int, ...]) -> tuple[int, ...]:
         """Chunks as deep as a block of draws, so that each is written whole; a row of losses alone where rows are."""
@@ -295,6 +296,14 @@ class TraceStore:
         chains = max(1, min(self.chains, room))
         components = max(1, min(len(self.components), room // chains))
         return (1, 1, 1, *along) if self.by_row and columns else (components, chains, self.block, *along)
+
+
+def write_layout(store: Path, files: Mapping[str, bytes]) -> None:
+    """Write what a store begins with into a new folder."""
+    for name, content in files.items():
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_bytes(content)
+    write_sums(store, LAYOUT, files)
 
 
 def run_of(path: Path) -> str | None:
