@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 import patterning_fast as pf
 from patterning_fast.engine import trace_store
+from patterning_fast.engine.torch_ensemble import TorchEnsemble
+from tests.faults import POWER_LOSS, run
 from tests.flips import cut, flipped, random_bits
 
 pytest.importorskip("zarr")
@@ -36,7 +39,7 @@ class Interrupting:
         return next(model.parameters()).sum()
 
 
-def sample(folder: Path, stop_after: float = np.inf) -> pf.Statistics:
+def sample(folder: Path, stop_after: float = np.inf, checkpoint: Path | None = None) -> pf.Statistics:
     """Two draws a chunk, and one save a draw."""
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(5, 3, generator=generator), torch.randn(5, 1, generator=generator)
@@ -44,8 +47,8 @@ def sample(folder: Path, stop_after: float = np.inf) -> pf.Statistics:
     posterior = pf.LocalPosterior(nn.Linear(3, 1), pf.losses.squared_error, data, n_beta=1.0, localization=10.0)
     return pf.sample(
         posterior, pf.SGLD(1e-3), chains=CHAINS, draws=DRAWS, burn_in=1, batch_size=2, tile=1, progress=False,
-        observables={"sum": Interrupting(stop_after)}, traces=folder / "t.zarr", checkpoint=folder / "checkpoint",
-        checkpoint_seconds=0,
+        observables={"sum": Interrupting(stop_after)}, traces=folder / "t.zarr",
+        checkpoint=checkpoint or folder / "checkpoint", checkpoint_seconds=0,
     )  # fmt: skip
 
 
@@ -176,6 +179,59 @@ def test_a_store_that_is_behind_its_checkpoint_is_refused(tmp_path: Path) -> Non
         shutil.copytree(tmp_path / copy, store)
         with pytest.raises(ValueError, match=f"is damaged: {message}"):
             sample(tmp_path)
+
+
+def test_a_store_that_is_written_again_is_not_finished(tmp_path: Path) -> None:
+    """As an older copy of the checkpoint is put back."""
+    with pytest.raises(KeyboardInterrupt):
+        sample(tmp_path, stop_after=3)
+    shutil.copytree(tmp_path / "checkpoint", tmp_path / "older")
+    sample(tmp_path)
+    before = contents(tmp_path / "t.zarr")
+    shutil.rmtree(tmp_path / "checkpoint")
+    (tmp_path / "older").rename(tmp_path / "checkpoint")
+    with pytest.raises(KeyboardInterrupt):
+        sample(tmp_path, stop_after=1)
+    with pytest.raises(ValueError, match=r"lacks draws\.json"):
+        pf.load_traces(tmp_path / "t.zarr")
+    sample(tmp_path)
+    assert contents(tmp_path / "t.zarr") == before
+
+
+def test_draws_that_a_checkpoint_counts_outlive_a_loss_of_power(tmp_path: Path, made: Path) -> None:
+    """Of the last operations on the store, all draws have been saved before."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def sample_here() -> None:
+        sample(folder, checkpoint=tmp_path / "checkpoint")
+
+    last = len(run(sample_here, folder).operations) - 1
+    for path in (folder / "t.zarr", tmp_path / "checkpoint"):
+        shutil.rmtree(path)
+    assert run(sample_here, folder, POWER_LOSS, last).error == "killed"
+    sample_here()
+    assert contents(folder / "t.zarr") == contents(made)
+
+
+def test_draws_of_a_chain_that_diverged_are_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or one that is gone would not be missed."""
+    monkeypatch.setattr(trace_store, "CHUNK_VALUES", 2)
+    step = TorchEnsemble.step
+
+    def stumble(moving: TorchEnsemble, pool: Any) -> None:
+        step(moving, pool)
+        if int(moving.state.step) == 4:
+            moving.bank.params[moving.bank.starts[1] : moving.bank.starts[2]] = np.nan
+
+    monkeypatch.setattr(TorchEnsemble, "step", stumble)
+    sample(tmp_path)
+    phi = values(tmp_path / "t.zarr")["/chains/phi"].values
+    assert np.isfinite(phi[0, 0]).all()
+    assert np.isfinite(phi[0, 1]).tolist() == [True, True, False, False, False, False]
+    (tmp_path / "t.zarr/chains/phi/c/0/1/2").unlink()
+    with pytest.raises(ValueError, match="is damaged: chains/phi/c/0/1/2 is missing"):
+        pf.load_traces(tmp_path / "t.zarr")
 
 
 def test_files_of_others_in_the_store_stay(tmp_path: Path) -> None:

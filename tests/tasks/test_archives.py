@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import random
 import shutil
 import stat
 import tarfile
@@ -16,6 +17,7 @@ import pytest
 
 from patterning_fast.tasks import corpora, mini_pile, packages
 from patterning_fast.tasks.packages import PackageError, unpacked
+from tests.flips import flipped, random_bits
 
 Member = tuple[str, bytes, bytes]
 """Name, content or target, and kind: of tar's kinds."""
@@ -134,6 +136,24 @@ def test_damaged_archives_are_refused(kind: str, tmp_path: Path, into: Path) -> 
         (into / str(number)).mkdir()
         with pytest.raises(PackageError, match=f"cannot read {whole.name}|{whole.name} cannot be read"):
             unpacked(whole, "*", into / str(number))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_of_archives_that_are_flipped(kind: str, tmp_path: Path, into: Path) -> None:
+    """Each is noticed, or changes nothing of what is read; but for a wheel's list of members, which only pip checks."""
+    path = archive(tmp_path, kind, [plain("a.txt", random.Random(0).randbytes(200)), plain("b.txt", b"text " * 20)])
+    before = [each.read_bytes() for each in unpacked(path, "*.txt", into)]
+    noticed = 0
+    listed = path.read_bytes().find(b"PK\x01\x02") if path.suffix == ".whl" else path.stat().st_size
+    for bit in [bit for bit in random_bits(path, 60, seed=0) if bit < 8 * listed]:
+        shutil.rmtree(into)
+        into.mkdir()
+        with flipped(path, bit):
+            try:
+                assert [each.read_bytes() for each in unpacked(path, "*.txt", into)] == before, bit
+            except PackageError:
+                noticed += 1
+    assert noticed > 20
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,10 @@ def test_domains_come_or_are_missing_with_the_reason(index: Path, tmp_path: Path
     next(index.iterdir()).unlink()
     before = found.files["prose"].stat().st_mtime_ns
     found.files["verse"].write_bytes(found.files["verse"].read_bytes()[:-1] + b"?")
+    with pytest.raises(
+        ValueError, match=r"verse\.parquet is damaged or gone: fetch it again with patterning-fast data"
+    ):
+        cached(cache)
     again = pile(cache, CORPORA)
     assert set(again.files) == {"verse", "prose"}
     assert next(iter(Documents(again.files["verse"]))) == "a rose"

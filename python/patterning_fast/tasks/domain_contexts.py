@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -107,10 +108,8 @@ def encoded(documents: Iterable[str], tokenizer: Any, most: int) -> np.ndarray:
 
 
 def write(path: Path, tokens: np.ndarray) -> None:
-    def save(partial: Path) -> None:
-        with partial.open("wb") as file:  # given a name, np.save adds an ending of its own
-            np.save(file, tokens)
-
+    content = io.BytesIO()  # into a file np.save writes by C's stdio, and does not hear of a full disk
+    np.save(content, tokens)
     with writing("tokens", path):
         make_folder(path.parent)
-        put(path, save)
+        put(path, lambda partial: partial.write_bytes(content.getbuffer()))

@@ -6,6 +6,7 @@ what is absurdly large is refused.
 
 from __future__ import annotations
 
+import gzip
 import lzma
 import re
 import shutil
@@ -123,7 +124,7 @@ def unpacked(archive: Path, pattern: str, folder: Path) -> list[Path]:
             raise PackageError(f"{archive.name} unpacks to more than {MOST_BYTES:,} bytes")
         ending = name.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,16}", name.suffix) else ""
         file = files.setdefault(name, folder / f"{len(files)}{ending}")
-        with writing(f"files of {archive.name}", folder), file.open("ab") as opened:
+        with file.open("ab") as opened:
             opened.write(block)
     if not files:
         raise PackageError(f"{archive.name} holds no {pattern}")
@@ -175,20 +176,20 @@ def members(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]] | None
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as unpacking:
             assert unpacking.stdout is not None  # as it is a pipe
             yield from members_of_tar(unpacking.stdout)
-            while unpacking.stdout.read(BLOCK_BYTES):
-                pass
             if unpacking.wait():
                 raise PackageError(f"dpkg-deb cannot read {archive.name}")
     else:
-        with archive.open("rb") as packed:
+        with gzip.open(archive) as packed:
             yield from members_of_tar(packed)
 
 
-def members_of_tar(packed: IO[bytes]) -> Iterator[tuple[str, Callable[[], IO[bytes]] | None]]:
-    """As `members`, of a stream."""
+def members_of_tar(packed: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[str, Callable[[], IO[bytes]] | None]]:
+    """As `members`, of a stream, which is read to its end: a checksum comes last."""
     with tarfile.open(fileobj=packed, mode="r|*") as opened:
         for member in opened:
             yield member.name, partial(content_of, opened, member) if member.isreg() else None
+    while packed.read(BLOCK_BYTES):
+        pass
 
 
 def content_of(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
