@@ -206,7 +206,7 @@ def test_draws_that_a_checkpoint_counts_outlive_a_loss_of_power(tmp_path: Path, 
     def sample_here() -> None:
         sample(folder, checkpoint=tmp_path / "checkpoint")
 
-    last = len(run(sample_here, folder).operations) - 1
+    last = len(run(sample_here, folder).operations) - 3
     for path in (folder / "t.zarr", tmp_path / "checkpoint"):
         shutil.rmtree(path)
     assert run(sample_here, folder, POWER_LOSS, last).error == "killed"
@@ -226,7 +226,7 @@ def test_draws_of_a_chain_that_diverged_are_files_too(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(TorchEnsemble, "step", stumble)
     sample(tmp_path)
-    phi = values(tmp_path / "t.zarr")["/chains/phi"].values
+    phi = values(tmp_path / "t.zarr")["/chains"].to_dataset()["phi"].values
     assert np.isfinite(phi[0, 0]).all()
     assert np.isfinite(phi[0, 1]).tolist() == [True, True, False, False, False, False]
     (tmp_path / "t.zarr/chains/phi/c/0/1/2").unlink()
