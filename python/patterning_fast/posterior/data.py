@@ -93,6 +93,27 @@ def parts_mapped(function: Callable[[Any], Any], data: Data) -> Any:
     return tuple(made[id(part)] for part in data)
 
 
+def evaluated(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
+    """The losses of samples, which model and loss get a copy of.
+
+    Raises TypeError where they are no tensor, ValueError where that copy is changed.
+    """
+    given = parts_mapped(torch.clone, batch)
+    losses = loss(model, given)
+    if not isinstance(losses, Tensor):
+        raise TypeError(
+            f"the loss returned {type(losses).__name__}; it must return a tensor of one loss a sample [batch] or per "
+            "token [batch, tokens]"
+        )
+    before, after = (part if isinstance(part, tuple) else (part,) for part in (batch, given))
+    if any(not torch.equal(one, other) for one, other in zip(before, after, strict=True)):
+        raise ValueError(
+            "the loss, or the model, changes its input in place: the data would be others from then on; let it work "
+            "on a clone()"
+        )
+    return losses
+
+
 def loss_shape(model: nn.Module, loss: Loss, data: Data) -> tuple[int, ...]:
     """Shape of one sample's losses, () or (tokens,), from its first two samples; leaves `model` in eval mode.
 
@@ -102,7 +123,7 @@ def loss_shape(model: nn.Module, loss: Loss, data: Data) -> tuple[int, ...]:
     """
     few = take(data, slice(0, 2))
     with torch.no_grad():
-        losses = loss(model.eval(), few)
+        losses = evaluated(loss, model.eval(), few)
     samples = sample_count(few)
     if losses.dim() not in (1, 2) or len(losses) != samples:
         raise ValueError(

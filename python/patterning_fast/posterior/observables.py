@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.posterior.probing import left_alone
+
 Observable = Callable[[nn.Module], Tensor]
 """A number made of a model, as a 0-d tensor; it is called with one that has a chain's parameters."""
 
@@ -20,7 +22,7 @@ def values_at_center(model: nn.Module, observables: Mapping[str, Observable]) ->
     for name, function in observables.items():
         if name == PHI:
             raise ValueError(f"{PHI!r} is the name of L(w) - L(w*), which is always observed: choose another")
-        with torch.no_grad():
+        with torch.no_grad(), left_alone(model, f"observables[{name!r}]"):
             value = function(model)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -107,6 +107,22 @@ class Sampler(Protocol):
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
 
 
+class Langevin:
+    """What the samplers of this library share: a step is `ops.langevin_step` by the sampler's own rule."""
+
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+        """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""
+        return init(bank, lr, n_beta, localization, seed)
+
+    def rule(self, state: LangevinState) -> ops.RMSProp | ops.SGHMC | ops.SGNHT | None:
+        """The rule of `ops.langevin_step` that it follows, on its state; None for SGLD's."""
+        raise NotImplementedError
+
+    def update(self, bank: ChainBank, state: LangevinState) -> None:
+        """One step of every chain on the gradients in the bank, which it leaves at 0."""
+        step(bank, state, self.rule(state))
+
+
 def check_hyperparameter(name: str, value: float, holds: bool, must: str) -> None:
     """Raise ValueError unless the value is finite and the condition holds."""
     if not (math.isfinite(value) and holds):

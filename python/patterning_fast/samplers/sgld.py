@@ -10,12 +10,11 @@ from torch import Tensor
 
 from patterning_fast import ops
 from patterning_fast.chains.bank import ChainBank
-from patterning_fast.samplers import langevin
-from patterning_fast.samplers.langevin import LangevinState, check_hyperparameter
+from patterning_fast.samplers.langevin import Langevin, LangevinState, check_hyperparameter
 
 
 @dataclass(frozen=True)
-class SGLD:
+class SGLD(Langevin):
     """w ← w − (lr/2)·[n_beta·g + localization·(w − w*)] + √lr·ξ, g the minibatch mean gradient.
 
     On U = ½a(w − w*)² the stationary variance is 1/(a(1 − lr·a/4)). With `gradient_noise_correction` only as much noise
@@ -29,10 +28,6 @@ class SGLD:
     def __post_init__(self) -> None:
         check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
 
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
-        """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""
-        return langevin.init(bank, lr, n_beta, localization, seed)
-
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0.
 
@@ -40,7 +35,7 @@ class SGLD:
         """
         if self.gradient_noise_correction:
             raise ValueError("gradient_noise_correction needs per-sample gradients: call update_row for every row")
-        langevin.step(bank, state)
+        super().update(bank, state)
 
     def rule(self, state: LangevinState) -> None:
         """None: `langevin_step`'s own."""

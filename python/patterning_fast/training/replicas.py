@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_fast import ops
-from patterning_fast.posterior.components import full
+from patterning_fast.posterior.components import FULL, component, may_move
 from patterning_fast.posterior.data import check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
 from patterning_fast.posterior.losses import Batch, Loss
@@ -73,7 +73,9 @@ def train_replicas(
         )
     device, replicas = initial.device, len(initial)
     rhos = [None] if weights is None else list(weights.to(device, torch.float32))
-    stacks = [dense_stack(model, loss, [full(model)], replicas, data, rho) for rho in rhos]
+    stacks = [
+        dense_stack(model, loss, [component(model, FULL, list(may_move(model)))], replicas, data, rho) for rho in rhos
+    ]
     parameters = initial.detach().repeat(len(rhos), 1, 1).requires_grad_()
     gradients = torch.zeros_like(parameters)
     update = optimizer([parameters])
