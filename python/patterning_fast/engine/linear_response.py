@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patterning_fast.chains.plan import Setting, chain_plan
 from patterning_fast.engine.evaluation import joint_coordinates, lay_out_sets, loss_indices
@@ -46,6 +45,7 @@ from patterning_fast.posterior.components import FULL, Component, resolve_compon
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch, Data
+from patterning_fast.progress import Progress, progress_bar
 from patterning_fast.samplers.sgld import SGLD
 
 DIFFERENCE = 0.01
@@ -124,7 +124,7 @@ def linear_response(
     steps = options.total_draws * steps_between_draws
     with (
         workers(lambda: Runners(posterior), device) as pool,
-        tqdm(
+        progress_bar(
             total=2 * steps * plan.rows, unit="step", desc=f"differentiating {plan.rows} chains", disable=not progress
         ) as bar,
     ):
@@ -169,7 +169,7 @@ def chains_at_once(posterior: LocalPosterior, components: list[Component], optio
     return min(options.chains, most // need)
 
 
-def responses(moving: TorchEnsemble, indices: Tensor | None, pool: Workers[Runners], bar: tqdm[None]) -> Tensor:
+def responses(moving: TorchEnsemble, indices: Tensor | None, pool: Workers[Runners], bar: Progress) -> Tensor:
     """−Cov[φ, l − L] of every chain of an ensemble at w*, `[components, chains, losses]`."""
     trajectory, rows = [moving.bank.params.clone()], moving.plan.rows
     for _ in range(moving.options.total_draws * moving.options.steps_between_draws):
