@@ -45,7 +45,7 @@ def test_a_home_that_cannot_be_written_to(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/proc/nobody")
     assert main(["data", "mini-pile"]) == 1
-    assert "error: cannot write text to /proc/nobody/.cache/patterning_fast/mini-pile: " in capsys.readouterr().err
+    assert "error: cannot write the mini-pile to /proc/nobody/.cache/" in capsys.readouterr().err
 
 
 def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from patterning_fast.engine.trace_store import TraceStore
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.statistics import Statistics
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import Component, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.dense import NotDense
@@ -44,6 +45,7 @@ TOTALS_BYTES = 256 * 2**20
 """Memory up to which every chain (or antithetic pair) has totals of its own: a diverged one is left out alone."""
 
 
+@plain_torch()
 def sample(
     posterior: LocalPosterior,
     sampler: Sampler,
@@ -103,7 +105,8 @@ def sample(
         checkpoint: folder to save the run's state in; where it holds that of this very run, the run resumes from it,
             and gives the same bits as one that was never interrupted.
         checkpoint_seconds: between saves; 0 saves after every draw.
-        traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to (see `TraceStore`).
+        traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to, which
+            `load_traces` reads.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -241,7 +244,7 @@ def open_folders(
                 sets=probe_sets,
                 configuration={name: value for name, value in configuration.items() if value is not None},
                 run=fingerprint(identity),
-                resumed=saved.draws_done if saved else None,
+                resumed=max(0, saved.draws_done - int(attrs["burn_in"])) if saved else None,
             )
         )
     return saved, store
@@ -287,8 +290,8 @@ def start(
 ) -> Run:
     """A run with all chains at w*, which tracks that many losses, and functions whose values at w* are `centers`."""
     moving = chosen_ensemble(posterior, sampler, plan, sets, functions, options, pool)
-    of_losses = torch.zeros(tracked if options.loss_kernel else 0)
-    observables = torch.cat((torch.zeros(1), centers, of_losses)).to(moving.reference.device)
+    of_losses = centers.new_zeros(tracked if options.loss_kernel else 0)
+    observables = torch.cat((centers.new_zeros(1), centers, of_losses)).to(moving.reference.device)
     units_per_group = plan.units // plan.groups
     most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))
     units_per_bundle = next(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_fast import ops
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, component, may_move
 from patterning_fast.posterior.data import check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
@@ -19,6 +20,7 @@ from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.progress import progress_bar
 
 
+@plain_torch()
 def train_replicas(
     model: nn.Module,
     initial: Tensor,
@@ -73,12 +75,14 @@ def train_replicas(
         )
     device, replicas = initial.device, len(initial)
     rhos = [None] if weights is None else list(weights.to(device, torch.float32))
-    stacks = [dense_stack(model, loss, [component(model, FULL, list(may_move(model)))], replicas, data, rho) for rho in rhos]
+    stacks = [
+        dense_stack(model, loss, [component(model, FULL, list(may_move(model)))], replicas, data, rho) for rho in rhos
+    ]
     parameters = initial.detach().repeat(len(rhos), 1, 1).requires_grad_()
     gradients = torch.zeros_like(parameters)
     update = optimizer([parameters])
     row_starts, numbers = torch.arange(replicas + 1, device=device) * size, torch.arange(replicas, device=device)
-    of_minibatches, at = torch.tensor(seed, device=device), torch.tensor(0, device=device)
+    of_minibatches, at = (torch.tensor(each, dtype=torch.int64, device=device) for each in (seed, 0))
     kept_at = [math.ceil(steps * (index + 1) / snapshots) for index in range(snapshots)]
     kept, losses = [], []
     description = f"training {len(rhos) * replicas} replicas"
