@@ -145,7 +145,7 @@ def test_configurations_of_hugging_face_are_known() -> None:
         (Scaled(1).scale, Scaled(2).scale, "loss.of.temp: 1 there, 2 here"),
         (pf.SGLD(1e-3), pf.SGLD(2e-3), "loss.lr: 0.001 there, 0.002 here"),
         (pf.losses.squared_error, pf.losses.cross_entropy, "loss.name: patterning_fast.posterior.losses.squared_error"),
-        (float("inf"), 1.0, "loss: inf there, 1.0 here"),
+        (float("nan"), 1.0, "loss: nan there, 1.0 here"),
     ],
 )  # fmt: skip
 def test_a_changed_function_or_object_is_another(there: object, here: object, message: str) -> None:
@@ -175,7 +175,8 @@ def test_what_holds_itself_and_what_has_been_called_is_described() -> None:
     holder = Scaled(1.0)
     holder.temp = held  # type: ignore[assignment]
     held["me"] = holder
-    described([loss, holder, lru_cache(loss), torch.Generator(), sys])
+    described([loss, lru_cache(loss), torch.Generator(), sys])
+    assert described(holder)["temp"] == {"me": "tests.engine.test_identity.Scaled"}
     called = Scaled(1.0)
     before = described(called)
     called(nn.Identity(), (torch.ones(1, 1), torch.ones(1, 1)))
