@@ -14,6 +14,7 @@ from patterning_fast.chains.plan import Setting
 from patterning_fast.engine.options import Keeping, Options
 from patterning_fast.engine.sample import sample_settings
 from patterning_fast.estimators.statistics import Statistics
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import Component
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Data
@@ -26,6 +27,7 @@ MIXED_R_HAT = 1.1
 """Above this R̂ the chains of a component do not agree yet on the mean of φ (Vehtari et al. 2021 ask for 1.01)."""
 
 
+@plain_torch()
 def calibrate(
     posterior: LocalPosterior,
     sampler: Sampler,

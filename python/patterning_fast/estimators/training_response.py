@@ -9,11 +9,13 @@ import numpy.typing as npt
 import xarray as xr
 
 from patterning_fast.estimators.aggregation import error_of_means
+from patterning_fast.plain_torch import plain_torch
 
 LEAST_SPARE = 8
 """Runs beyond one for each unit and the mean, without which errors of the fit are not to be trusted."""
 
 
+@plain_torch()
 def training_response(
     outcomes: Mapping[str, npt.ArrayLike],
     weights: npt.ArrayLike,

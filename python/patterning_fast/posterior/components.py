@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior import decoders
 
 FULL = "full"
@@ -29,6 +30,7 @@ class Component:
         )
 
 
+@plain_torch()
 def component(model: nn.Module, name: str, masks: Mapping[str, Tensor | None] | Iterable[str]) -> Component:
     """A component from parameter names, or from what moves of each parameter: a boolean mask of its shape, flat
     indices (int64, rising), or None for the whole.
@@ -84,6 +86,7 @@ def may_move(model: nn.Module) -> dict[str, Tensor]:
     return {name: each for name, each in parameters.items() if each.requires_grad} or parameters
 
 
+@plain_torch()
 def layers(model: nn.Module) -> dict[str, Component]:
     """One component for each element of each `nn.ModuleList` or `nn.Sequential` in `model` that has parameters.
 
@@ -109,6 +112,7 @@ def layers(model: nn.Module) -> dict[str, Component]:
     return found
 
 
+@plain_torch()
 def attention_heads(model: nn.Module) -> dict[str, Component]:
     """One component for each attention head, by name ("l0h1": layer 0, head 1).
 

@@ -72,7 +72,7 @@ def repeated_strings(alphabet: Tensor, strings: int, length: int, seed: int) -> 
 def said_twice(passages: Tensor) -> RepeatedStrings:
     """Strings that say a passage of `[strings, T]` once and again, and its first token a third time."""
     tokens = torch.cat([passages, passages, passages[:, :1]], 1)
-    return RepeatedStrings(tokens, torch.full((len(passages),), passages.shape[1]))
+    return RepeatedStrings(tokens, torch.full((len(passages),), passages.shape[1], dtype=torch.int64))
 
 
 def predictable_by_induction(tokens: Tensor, match: int = 3) -> Tensor:

@@ -28,6 +28,7 @@ from patterning_fast.engine.identity import (
     model_identity,
     versions,
 )
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, component, may_move
 from patterning_fast.posterior.data import check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
@@ -35,6 +36,7 @@ from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.training.state import REST, UNREADABLE, optimizer_settings, packed, unpacked
 
 
+@plain_torch()
 def train_replicas(
     model: nn.Module,
     initial: Tensor,
@@ -101,7 +103,7 @@ def train_replicas(
     gradients = torch.zeros_like(parameters)
     update = optimizer([parameters])
     row_starts, numbers = torch.arange(replicas + 1, device=device) * size, torch.arange(replicas, device=device)
-    of_minibatches, at = torch.tensor(seed, device=device), torch.tensor(0, device=device)
+    of_minibatches, at = (torch.tensor(each, dtype=torch.int64, device=device) for each in (seed, 0))
     kept_at = [math.ceil(steps * (index + 1) / snapshots) for index in range(snapshots)]
     state = ReplicasState(parameters, update)
     with ExitStack() as stack:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import Precision, computing_in
+from patterning_fast.plain_torch import check_trainable, plain_torch
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, take, to_device
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
@@ -35,6 +36,7 @@ def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor 
     return (losses * weights).sum() / (weights.sum() if total_weight is None else total_weight)
 
 
+@plain_torch()
 def train(
     model: nn.Module,
     data: Batch,
@@ -84,10 +86,11 @@ def train(
         progress, description, position: a progress bar with the time left, its title, and its line among several.
 
     Returns the rows of metrics. Raises TypeError for a scheduler that wants a metric, ValueError for data or weights
-    that do not fit, negative weights as probabilities and a checkpoint that is damaged, of another run or of other
-    versions, FloatingPointError where the training loss is no longer finite, BlockingIOError or OSError for a folder in
-    use or one that cannot be written.
+    that do not fit, negative weights as probabilities, a model made under `inference_mode`, and a checkpoint that is
+    damaged, of another run or of other versions, FloatingPointError where the training loss is no longer finite,
+    BlockingIOError or OSError for a folder in use or one that cannot be written.
     """
+    check_trainable(model)
     check_data("data", data, model)
     for name, value in (
         ("steps", steps), ("batch_size", batch_size), ("metrics_every", metrics_every), ("lr", lr),
