@@ -22,9 +22,10 @@ import signal
 import socket
 import struct
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -47,10 +48,13 @@ class Fault:
     """Whether each later operation that needs room fails as well."""
     loses_power: bool = False
     """Whether all is lost that was not flushed: bytes of files, and names in folders."""
+    keeps_removals: bool = False
+    """Whether what was removed is gone all the same, though other changes before it are lost: disks may reorder."""
 
 
 KILL = Fault("kill")
 POWER_LOSS = Fault("loss of power", loses_power=True)
+REORDERED = Fault("loss of power after removals", loses_power=True, keeps_removals=True)
 IO_ERROR = Fault("I/O error", errno.EIO)
 FULL = Fault("full disk", errno.ENOSPC, lasting=True)
 
@@ -62,7 +66,7 @@ class Operation(NamedTuple):
     path: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Ended:
     """How a run ended."""
 
@@ -77,6 +81,15 @@ class Ended:
     def __str__(self) -> str:
         where = self.operations[self.at] if self.at < len(self.operations) else "the end"
         return f"{self.fault.name if self.fault else 'no fault'} at {self.at}, {where}; {self.error or 'returned'}"
+
+    __repr__ = __str__
+
+
+@contextmanager
+def folder_in_memory() -> Iterator[Path]:
+    """A folder that takes no time to flush."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        yield Path(folder)
 
 
 def at_every_operation(
@@ -133,7 +146,7 @@ def run(action: Callable[[], object], folder: Path, fault: Fault | None = None, 
         if said:
             ended.error = said.removeprefix("ok") or None
         if fault and fault.loses_power and len(ended.operations) > at:
-            disk.restore()
+            disk.restore(fault.keeps_removals)
     return ended
 
 
@@ -186,6 +199,8 @@ def supervise(listener: int, process: int, disk: Disk, ended: Ended) -> None:
                     continue  # an answer might let it carry the operation out first
             if operation.call in ("fsync", "fdatasync") and not error:
                 disk.flush(f"/proc/{thread}/fd/{arguments[0]}")
+            if operation.call in ("unlink", "rmdir") and not error and os.path.lexists(operation.path):
+                disk.removed.add(disk.hold(operation.path))
         try:
             fcntl.ioctl(listener, SEND, ANSWER.pack(number, 0, -error, 0 if error else CONTINUE))
         except FileNotFoundError:
@@ -205,6 +220,7 @@ class Disk:
         self.contents: dict[int, bytes] = {}
         self.names: dict[int, dict[str, tuple[int, bool]]] = {}
         """Of each folder's inode: names to inode, and whether it is a folder."""
+        self.removed: set[int] = set()
         for path in (self.folder, *self.folder.rglob("*")):
             self.flush(str(path))
 
@@ -224,8 +240,10 @@ class Disk:
         self.held.callback(os.close, descriptor)
         return os.stat(descriptor).st_ino
 
-    def restore(self) -> None:
+    def restore(self, without_removed: bool) -> None:
         """Make the folder what it would be."""
+        if not without_removed:
+            self.removed.clear()
         root = self.folder.stat().st_ino
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -233,6 +251,8 @@ class Disk:
 
     def make(self, folder: Path, inode: int) -> None:
         for name, (number, is_folder) in self.names.get(inode, {}).items():
+            if number in self.removed:
+                continue
             if is_folder:
                 (folder / name).mkdir()
                 self.make(folder / name, number)

@@ -230,7 +230,7 @@ class Checkpoint:
 
     def unfit(self, why: object) -> ValueError:
         """The error for tensors that are whole, and not those that the run needs."""
-        assert self.last
+        assert self.last is not None
         return self.damaged(self.last.tensors_path, self.last.path, why)
 
     def reserve(self, tensors: Mapping[str, Tensor]) -> None:

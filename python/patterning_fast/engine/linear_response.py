@@ -25,7 +25,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patterning_fast.chains.plan import Setting, chain_plan
 from patterning_fast.engine.checkpoint import Checkpoint
@@ -50,6 +49,7 @@ from patterning_fast.posterior.components import FULL, Component, resolve_compon
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch, Data
+from patterning_fast.progress import Progress, progress_bar
 from patterning_fast.samplers.sgld import SGLD
 
 DIFFERENCE = 0.01
@@ -147,7 +147,7 @@ def linear_response(
             saved = stack.enter_context(Checkpoint(checkpoint, identity, checkpoint_seconds, allow_versions))
         pool = stack.enter_context(workers(lambda: Runners(posterior), device))
         bar = stack.enter_context(
-            tqdm(
+            progress_bar(
                 total=2 * steps * plan.rows,
                 unit="step",
                 desc=f"differentiating {plan.rows} chains",
@@ -205,11 +205,11 @@ class Waves:
     center_losses: Tensor
     sweep_steps: int
     """Steps of the way back."""
-    bar: tqdm[None]
+    bar: Progress
     saved: Checkpoint | None
     responses: list[Tensor] = field(default_factory=list)
     """−Cov[φ, l − L] of every chain of the waves that are done, `[components, chains, losses]`."""
-    tile: Tensor = field(default_factory=lambda: torch.tensor(0))
+    tile: Tensor = field(default_factory=lambda: torch.tensor(0, dtype=torch.int64))
     """That of the first wave, for all; 0 until it is measured."""
     under_way: dict[str, Tensor] = field(default_factory=dict)
     """Saved of a wave in the middle of its way back."""

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.checkpoint import Checkpoint
@@ -39,6 +38,7 @@ from patterning_fast.posterior.dense import NotDense
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Data
 from patterning_fast.posterior.observables import Observable, values_at_center
+from patterning_fast.progress import progress_bar
 from patterning_fast.samplers.langevin import Sampler
 
 UNTOLD = {"sampler", "torch", "patterning_fast"}
@@ -112,7 +112,8 @@ def sample(
         checkpoint_seconds: between saves; 0 saves after every draw.
         allow_versions: resume what another version of torch, Python or this library has begun; attribute
             `earlier_versions` then says so.
-        traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to (see `TraceStore`).
+        traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to, which
+            `load_traces` reads.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -188,7 +189,7 @@ def sample_settings(
         started -= float(run.seconds)
         steps = options.steps_between_draws * plan.rows
         bar = stack.enter_context(
-            tqdm(
+            progress_bar(
                 total=options.total_draws * steps,
                 initial=done * steps,
                 unit="step",
@@ -268,7 +269,7 @@ def open_folders(
                 sets=probe_sets,
                 configuration={name: value for name, value in configuration.items() if value is not None},
                 run=fingerprint(identity),
-                resumed=saved.draws_done if saved else None,
+                resumed=max(0, saved.draws_done - int(attrs["burn_in"])) if saved else None,
             )
         )
     return saved, store

@@ -14,7 +14,6 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from patterning_fast import ops
 from patterning_fast.engine.checkpoint import Checkpoint
@@ -33,6 +32,7 @@ from patterning_fast.posterior.components import FULL, component, may_move
 from patterning_fast.posterior.data import check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
 from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.progress import progress_bar
 from patterning_fast.training.state import REST, UNREADABLE, optimizer_settings, packed, unpacked
 
 
@@ -127,7 +127,9 @@ def train_replicas(
             done = state.restore(saved, start, bisect_right(kept_at, saved.draws_done))
             at += done
         title = f"training {len(rhos) * replicas} replicas"
-        bar = stack.enter_context(tqdm(total=steps, initial=done, unit="step", desc=title, disable=not progress))
+        bar = stack.enter_context(
+            progress_bar(total=steps, initial=done, unit="step", desc=title, disable=not progress)
+        )
         for step in range(done, steps):
             parameters.grad = gradients.zero_()
             for dense, own, gradient in zip(stacks, parameters.detach(), gradients, strict=True):
@@ -176,7 +178,7 @@ class ReplicasState:
     kept: list[Tensor] = field(default_factory=list)
     losses: list[Tensor] = field(default_factory=list)
     """Of the snapshots until now."""
-    start_losses: Tensor = field(default_factory=lambda: torch.zeros(0))
+    start_losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
 
     def save(self, checkpoint: Checkpoint, step: int) -> None:
         """Save the state after that many steps."""
