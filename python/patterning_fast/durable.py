@@ -35,6 +35,16 @@ def cannot_write(what: str, path: Path, error: OSError) -> OSError:
     return OSError(f"cannot write {what} to {path}: {error.strerror or error}; {mend}")
 
 
+@contextmanager
+def reading(what: str, path: Path) -> Iterator[None]:
+    """Raise errors of the disk within as one OSError: what could not be read, where, why, and how to mend it."""
+    try:
+        yield
+    except OSError as error:
+        mend = "allow yourself to read it" if error.errno in (errno.EACCES, errno.EPERM) else "look after the disk"
+        raise OSError(f"cannot read {what}, {path}: {error.strerror or error}; {mend} and run again") from error
+
+
 def put(path: Path, write: Callable[[Path], object]) -> None:
     """Put a file in place whole: `write(partial)` makes it beside its place, and it comes there once it is on the disk.
 

@@ -14,7 +14,7 @@ import patterning_fast as pf
 from tests.models import language_posterior, tokens
 from tests.truth.linear_regression import linear_regression
 
-SAMPLING: dict[str, Any] = {"chains": 6, "draws": 4, "batch_size": 4, "progress": False}
+SAMPLING: dict[str, Any] = {"chains": 6, "draws": 4, "batch_size": 4, "tile": 1, "progress": False}
 SGLD = pf.SGLD(1e-3)
 
 
@@ -30,12 +30,12 @@ class InterruptedNorm:
     """`norm`, which is interrupted at some call."""
 
     def __init__(self, call: int | None = None) -> None:
-        self.left = call
+        self._left = call
 
     def __call__(self, model: nn.Module) -> Tensor:
-        if self.left is not None:
-            self.left -= 1
-            if self.left == 0:
+        if self._left is not None:
+            self._left -= 1
+            if self._left == 0:
                 raise Interrupted
         return norm(model)
 

@@ -311,6 +311,8 @@ def test_cut_short_anywhere_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch
     model, CutShort.left = network(), STEPS
     run = steer(model, target, **settings)
     settings |= {"checkpoint": tmp_path, "checkpoint_seconds": 0}
+    (tmp_path / "sampling").mkdir()
+    (tmp_path / "sampling" / "mine").write_text("not the run's")
     resumed, cut_offs, whole, decisions = None, 0, pf.sample, []
 
     def cut_short(*arguments: Any, **options: Any) -> Any:
@@ -335,7 +337,7 @@ def test_cut_short_anywhere_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch
     xr.testing.assert_identical(without_seconds(resumed), without_seconds(run))
     xr.testing.assert_identical(resumed.weights, run.weights)
     assert str(resumed.history) == str(run.history)
-    assert not (tmp_path / "sampling").exists()
+    assert [path.name for path in (tmp_path / "sampling").iterdir()] == ["mine"]
     again = network()
     steer(again, target, **settings)  # nothing is left to do
     assert same(again, model)

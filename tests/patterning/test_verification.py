@@ -99,8 +99,8 @@ def test_a_plan_must_fit_the_posterior(traced: tuple[pf.Plan, Path]) -> None:
             pf.verify(plan, posterior, SGLD, fractions=fractions, **SAMPLING)
     with pytest.raises(ValueError, match="the posterior has weights of its own"):
         pf.verify(plan, posterior.reweighted(plan.weights), SGLD, **SAMPLING)
-    with pytest.raises(ValueError, match="checkpoint would be of one"):
-        pf.verify(plan, posterior, SGLD, checkpoint="anywhere", **SAMPLING)
+    with pytest.raises(ValueError, match="traces would be of one"):
+        pf.verify(plan, posterior, SGLD, traces="anywhere", **SAMPLING)
     fewer = pf.LocalPosterior(language_model(), pf.losses.next_token, tokens(5), n_beta=10.0, localization=1.0)
     with pytest.raises(ValueError, match="must be numbers of the data, 0 to 4"):
         pf.verify(plan, fewer, SGLD, **SAMPLING)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, AdamW, NAdam
 from torch.optim.lr_scheduler import (
@@ -23,7 +25,10 @@ from torch.optim.lr_scheduler import (
 )
 
 import patterning_fast as pf
+from patterning_fast.engine.checkpoint import read_record, sha256
 from patterning_fast.posterior.losses import Batch
+from patterning_fast.training.state import REST, packed
+from tests.flips import flipped, random_bits
 from tests.models import language_model, tokens
 
 STEPS = 9
@@ -38,12 +43,12 @@ class Loss:
     """Squared error of a sample that ends the run in the forward pass of one step."""
 
     def __init__(self, cut_off: float = math.inf) -> None:
-        self.calls, self.cut_off = -1, cut_off  # the first call is to see the shape
+        self._calls, self._cut_off = -2, cut_off  # the first calls are to see the shape, and what the losses are
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        if self.calls >= self.cut_off:
+        if self._calls >= self._cut_off:
             raise CutOffError
-        self.calls += 1
+        self._calls += 1
         return pf.losses.squared_error(model, batch)
 
 
@@ -106,8 +111,6 @@ def test_cut_short_at_every_step_it_ends_in_the_same_bits(name: str, tmp_path: P
 
 
 def test_a_checkpoint_holds_the_model_by_name(tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
     model, _ = train(tmp_path)
     saved = load_file(tmp_path / f"checkpoint-{STEPS}.safetensors")
     for name, tensor in model.state_dict().items():
@@ -184,3 +187,44 @@ def test_what_cannot_work_is_said_at_once() -> None:
         train(None, precision="float16")
     with pytest.raises(ValueError, match="max_grad_norm must be > 0, got 0"):
         train(None, max_grad_norm=0.0)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    """As a disk damages it, and as only another program would write it, hashes and all."""
+    whole, _ = train(tmp_path)
+    path = tmp_path / f"checkpoint-{STEPS}.safetensors"
+    for bit in random_bits(path, 20, seed=0):
+        with flipped(path, bit), pytest.raises(ValueError, match=f"{path.name} is damaged .*of 8, is whole: remove"):
+            train(tmp_path)
+    saved, record = load_file(path), read_record(path.with_suffix(".json"))
+    for changed in (
+        {name: each for name, each in saved.items() if name != "model.0.weight"},
+        {name: each for name, each in saved.items() if name != REST},
+        saved | {"model.0.weight": torch.zeros(1)},
+        saved | {REST: torch.zeros(9, dtype=torch.uint8)},
+        saved | {REST: packed({"optimizer": {}})},
+    ):
+        save_file(changed, path, {"run": "another"})
+        record.path.write_bytes(replace(record, tensors_sha256=sha256(path)).content())
+        with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+            train(tmp_path)
+    record.path.unlink()
+    again, _ = train(tmp_path)
+    assert same(again, whole)
+
+
+def test_other_code_of_makers_is_another_run(tmp_path: Path) -> None:
+    train(tmp_path, optimizer=lambda params, **options: SGD(params, momentum=0.5, **options))
+    with pytest.raises(ValueError, match=r"makers\.optimizer: its code is another here"):
+        train(tmp_path, optimizer=lambda params, **options: SGD(params, momentum=0.5, nesterov=False, **options))
+
+
+def test_other_versions_are_allowed_by_name(tmp_path: Path) -> None:
+    whole, _ = train(tmp_path)
+    record = read_record(tmp_path / f"checkpoint-{STEPS}.json")
+    older = {"python": "3.11", "torch": "2.6.0", "patterning_fast": "0.0.1"}
+    record.path.write_bytes(replace(record, identity=record.identity | {"versions": older}).content())
+    with pytest.raises(ValueError, match=r"made with other versions: .*pass allow_versions=True"):
+        train(tmp_path)
+    again, _ = train(tmp_path, allow_versions=True)
+    assert same(again, whole)

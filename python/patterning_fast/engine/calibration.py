@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -44,6 +45,9 @@ def calibrate(
     loss_samples: int | Tensor | None = None,
     tile: int | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    allow_versions: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """Sample at every combination of step sizes, nβ and γ, side by side with the same noise; say which are healthy.
@@ -78,8 +82,9 @@ def calibrate(
         chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches=False, antithetic=False,
         groups=None, loss_kernel=False, recording_bytes=2**28, precision="float32", tile=tile, seed=seed,
     )  # fmt: skip
+    keeping = Keeping(checkpoint, checkpoint_seconds, allow_versions=allow_versions)
     runs = sample_settings(
-        posterior, sampler, settings, components, probes, None, loss_samples, options, Keeping(), progress
+        posterior, sampler, settings, components, probes, None, loss_samples, options, keeping, progress
     )
     found = [findings(run) for run in runs]
     shape = tuple(len(values) for values in axes.values())

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,7 +27,9 @@ import xarray as xr
 from torch import Tensor, nn
 
 from patterning_fast.chains.plan import Setting, chain_plan
-from patterning_fast.engine.evaluation import joint_coordinates, lay_out_sets, loss_indices
+from patterning_fast.engine.checkpoint import Checkpoint
+from patterning_fast.engine.evaluation import joint_coordinates, lay_out_sets, loss_indices, losses_at_center
+from patterning_fast.engine.identity import check_losses, digest, run_identity
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
 from patterning_fast.engine.run import ChainDivergedError, advice
@@ -72,6 +76,9 @@ def linear_response(
     trajectory_bytes: int = 2**29,
     tile: int | None = None,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    allow_versions: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """Susceptibilities `[component, token or sample]` in nats² from the derivative of chains by the data's weights.
@@ -90,7 +97,9 @@ def linear_response(
         burn_in: draws that φ is not averaged over: as many as chains need to forget w*, and the start of the response.
         batch_size: samples of a gradient, drawn with replacement, those of φ too.
         loss_samples: take φ on that many of the posterior's samples, or on those of these indices; None for all.
-        recording_bytes, tile, seed, progress: as for `sample`.
+        recording_bytes, tile, seed, checkpoint, allow_versions, progress: as for `sample`.
+        checkpoint_seconds: between saves; 0 saves after every step on the way back. Steps on the way out, which take
+            a fraction of the time, are made again by a run that resumes.
         trajectory_bytes: memory that the chains' steps may take, 4 bytes a coordinate and step; chains for which there
             is none wait until the first are done.
 
@@ -99,7 +108,8 @@ def linear_response(
 
     Raises:
         TypeError, ValueError: input that cannot work, before any sampling; trajectory_bytes too few for one chain of
-            each component.
+            each component; a checkpoint of another run, of other versions, or damaged.
+        BlockingIOError, OSError: a checkpoint's folder in use by another run; one that cannot be written.
         ChainDivergedError: every chain of every component has run away, or its derivative has.
     """
     if type(sampler) is not SGLD or sampler.gradient_noise_correction:
@@ -120,22 +130,40 @@ def linear_response(
     sets, _ = lay_out_sets(posterior, probes, None, seed)
     indices = loss_indices(posterior, loss_samples, seed)
     at_once = chains_at_once(posterior, resolved, options, trajectory_bytes)
-    device, started = posterior.device, time.monotonic()
-    steps = options.total_draws * steps_between_draws
-    with (
-        workers(lambda: Runners(posterior), device) as pool,
-        progress_bar(
-            total=2 * steps * plan.rows, unit="step", desc=f"differentiating {plan.rows} chains", disable=not progress
-        ) as bar,
-    ):
-        parts = []
-        for first in range(0, chains, at_once):
-            number = min(at_once, chains - first)
-            wave = replace(plan, chains=number, groups=number, first_unit=first)
+    device, steps = posterior.device, options.total_draws * steps_between_draws
+    waves = [
+        replace(plan, chains=number, groups=number, first_unit=first)
+        for first in range(0, chains, at_once)
+        for number in [min(at_once, chains - first)]
+    ]
+    with ExitStack() as stack:
+        saved = None
+        if checkpoint is not None:
+            configuration = asdict(setting) | asdict(options) | {
+                "trajectory_bytes": trajectory_bytes, "loss_samples": None if indices is None else digest(indices),
+                "estimator": "linear response", "device": str(device),
+            }  # fmt: skip
+            identity = run_identity(posterior, sampler, plan, sets, {}, configuration)
+            saved = stack.enter_context(Checkpoint(checkpoint, identity, checkpoint_seconds, allow_versions))
+        pool = stack.enter_context(workers(lambda: Runners(posterior), device))
+        bar = stack.enter_context(
+            progress_bar(
+                total=2 * steps * plan.rows,
+                unit="step",
+                desc=f"differentiating {plan.rows} chains",
+                disable=not progress,
+            )
+        )
+        run = Waves(losses_at_center(posterior, sets, pool, "float32"), steps + 1, bar, saved)
+        run.resume(posterior.random_loss)
+        for wave in waves[len(run.responses) :]:
             moving = torch_ensemble(posterior, sampler, wave, sets, options, pool)
-            moving.measure_tile(pool)
-            parts.append(responses(moving, indices, pool, bar))
-    found = [healthy(each) for each in torch.cat(parts, 1)]
+            if int(run.tile) == 0:
+                moving.measure_tile(pool)
+                run.tile.copy_(moving.tile)
+            moving.tile.copy_(run.tile)
+            run.differentiate(moving, indices, pool)
+    found = [healthy(each) for each in torch.cat(run.responses, 1)]
     if not any(len(alive) for alive, _ in found):
         raise ChainDivergedError(f"no chain has a finite derivative: {advice(sampler, setting)}")
     dimension = "token" if sets[0].loss_shape else "sample"
@@ -152,7 +180,8 @@ def linear_response(
         | {"loss_samples": sample_count(posterior.data) if indices is None else len(indices)}
         | {"weighted": int(posterior.weights is not None), "device": str(device), "torch": torch.__version__}
         | {"patterning_fast": version("patterning_fast")}
-        | {"seconds": time.monotonic() - started, "sign": SIGN["chi"]}
+        | {"seconds": run.seconds, "sign": SIGN["chi"]}
+        | (saved.attrs if saved else {})
     )
 
 
@@ -169,19 +198,74 @@ def chains_at_once(posterior: LocalPosterior, components: list[Component], optio
     return min(options.chains, most // need)
 
 
-def responses(moving: TorchEnsemble, indices: Tensor | None, pool: Workers[Runners], bar: Progress) -> Tensor:
-    """−Cov[φ, l − L] of every chain of an ensemble at w*, `[components, chains, losses]`."""
-    trajectory, rows = [moving.bank.params.clone()], moving.plan.rows
-    for _ in range(moving.options.total_draws * moving.options.steps_between_draws):
-        moving.step(pool)
-        trajectory.append(moving.bank.params.clone())
-        bar.update(rows)
-    sweep = Sweep(moving, trajectory, indices)
-    sweep.back(pool, len(trajectory) - 1)
-    for step in range(len(trajectory) - 2, -1, -1):
-        sweep.back(pool, step)
-        bar.update(rows)
-    return (sweep.response - sweep.response_of_loss[:, None]).unflatten(0, (-1, moving.plan.chains))
+@dataclass
+class Waves:
+    """Chains that are differentiated so many at a time, and the checkpoint of what has been found."""
+
+    center_losses: Tensor
+    sweep_steps: int
+    """Steps of the way back."""
+    bar: Progress
+    saved: Checkpoint | None
+    responses: list[Tensor] = field(default_factory=list)
+    """−Cov[φ, l − L] of every chain of the waves that are done, `[components, chains, losses]`."""
+    tile: Tensor = field(default_factory=lambda: torch.tensor(0, dtype=torch.int64))
+    """That of the first wave, for all; 0 until it is measured."""
+    under_way: dict[str, Tensor] = field(default_factory=dict)
+    """Saved of a wave in the middle of its way back."""
+    before: float = 0.0
+    """Seconds that were spent before this run was resumed."""
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def resume(self, random_loss: bool) -> None:
+        """Take up what was saved; raises ValueError for other losses at w*, unless they are random."""
+        state = self.saved.load() if self.saved else None
+        if self.saved is None or state is None:
+            return
+        there = state.pop("center_losses")
+        if not random_loss:
+            check_losses(there, self.center_losses)
+        self.tile, self.before = state.pop("tile"), float(state.pop("seconds"))
+        done = self.saved.draws_done // self.sweep_steps
+        self.responses = [state.pop(f"responses.{number}").to(self.center_losses) for number in range(done)]
+        self.under_way = state
+        self.bar.update(2 * (self.sweep_steps - 1) * sum(each.shape[:2].numel() for each in self.responses))
+
+    def differentiate(self, moving: TorchEnsemble, indices: Tensor | None, pool: Workers[Runners]) -> None:
+        """Run the chains of an ensemble from w*, and go back along them from where a run before was cut short."""
+        rows, first = moving.plan.rows, len(self.responses) * self.sweep_steps
+        trajectory = [moving.bank.params.clone()]
+        for _ in range(self.sweep_steps - 1):
+            moving.step(pool)
+            trajectory.append(moving.bank.params.clone())
+            self.bar.update(rows)
+        sweep, swept = Sweep(moving, trajectory, indices), 0
+        if self.saved and not self.saved.last:
+            self.saved.reserve(self.tensors(sweep))
+        if self.under_way and self.saved:
+            sweep.load(self.under_way)
+            swept, self.under_way = self.saved.draws_done - first, {}
+            self.bar.update(rows * (swept - 1))
+        while swept < self.sweep_steps:
+            sweep.back(pool, self.sweep_steps - 1 - swept)
+            swept += 1
+            self.bar.update(rows if swept > 1 else 0)
+            if self.saved and self.saved.due() and swept < self.sweep_steps:
+                self.saved.save(first + swept, self.tensors(sweep))
+        self.responses.append((sweep.response - sweep.response_of_loss[:, None]).unflatten(0, (-1, moving.plan.chains)))
+        if self.saved:
+            self.saved.save(first + swept, self.tensors(None))
+
+    def tensors(self, sweep: Sweep | None) -> dict[str, Tensor]:
+        """All that a run goes on with, that of a wave on its way back included."""
+        found = {f"responses.{number}": each for number, each in enumerate(self.responses)}
+        seconds = torch.tensor(self.seconds, dtype=torch.float64)
+        own = {"center_losses": self.center_losses, "tile": self.tile, "seconds": seconds}
+        return found | own | (sweep.tensors() if sweep else {})
 
 
 def healthy(by_chain: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,6 +302,17 @@ class Sweep:
         self.loss_steps = {draw * apart + 1 + int(offset): draw for draw, offset in enumerate(within)}
         bank.params.copy_(self.trajectory[-1])
         self.length = DIFFERENCE * bank.distances()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What changes on the way back."""
+        return {
+            "adjoint": self.adjoint, "response": self.response, "response_of_loss": self.response_of_loss
+        }  # fmt: skip
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from the `tensors()` of another sweep along these chains."""
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
 
     def back(self, pool: Workers[Runners], step: int) -> None:
         """From the adjoint after the next step to that after `step`, adding what the next step responds to."""

@@ -63,3 +63,4 @@ class Keeping:
     checkpoint: str | Path | None = None
     checkpoint_seconds: float = 60.0
     traces: str | Path | None = None
+    allow_versions: bool = False

@@ -50,12 +50,13 @@ class Run(ABC):
     seconds: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     """0-d: time spent until now."""
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All that changes from step to step: with it a run goes on from where it was."""
-        moving = self.ensemble
-        parts = {"state": moving.state.tensors(), "totals": vars(self.totals), "traces": vars(moving.traces)}
+    def tensors(self, done: int) -> dict[str, Tensor]:
+        """All that changes from step to step: with it a run goes on from `done` draws, however many are to come."""
+        moving, drawn = self.ensemble, max(0, done - self.ensemble.options.burn_in)
+        parts = {"state": moving.state.tensors(), "totals": vars(self.totals), "traces": moving.traces.tensors(drawn)}
         named = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-        own = {"params": moving.bank.params, "bundles": self.bundles, "tile": moving.tile, "seconds": self.seconds}
+        own = {"params": moving.bank.params, "bundles": self.bundles, "tile": moving.tile, "seconds": self.seconds,
+               "center_losses": moving.reference}  # fmt: skip
         return own | named
 
     @property

@@ -21,7 +21,7 @@ from patterning_fast.engine.evaluation import (
     joint_coordinates,
     lay_out_sets,
 )
-from patterning_fast.engine.identity import fingerprint, run_identity
+from patterning_fast.engine.identity import check_losses, fingerprint, run_identity
 from patterning_fast.engine.native_ensemble import NativeEnsemble, native_ensemble
 from patterning_fast.engine.options import Engine, Keeping, Options
 from patterning_fast.engine.recording import Runners
@@ -40,6 +40,9 @@ from patterning_fast.posterior.losses import Data
 from patterning_fast.posterior.observables import Observable, values_at_center
 from patterning_fast.progress import progress_bar
 from patterning_fast.samplers.langevin import Sampler
+
+UNTOLD = {"sampler", "torch", "patterning_fast"}
+"""Attributes that are no part of a run's configuration: an identity has sections of their own for them."""
 
 TOTALS_BYTES = 256 * 2**20
 """Memory up to which every chain (or antithetic pair) has totals of its own: a diverged one is left out alone."""
@@ -70,6 +73,7 @@ def sample(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
+    allow_versions: bool = False,
     traces: str | Path | None = None,
     progress: bool = True,
 ) -> Statistics:
@@ -103,15 +107,18 @@ def sample(
         tile: chains of a component that are evaluated together; None to measure which number is fastest here.
         seed: of noise, minibatches and the choice of loss_samples; the same seed and tile give the same numbers.
         checkpoint: folder to save the run's state in; where it holds that of this very run, the run resumes from it,
-            and gives the same bits as one that was never interrupted.
+            and gives the same bits as one that was never interrupted. With more `draws` it goes on to these, but for
+            one with `traces`. The last two saves are kept.
         checkpoint_seconds: between saves; 0 saves after every draw.
+        allow_versions: resume what another version of torch, Python or this library has begun; attribute
+            `earlier_versions` then says so.
         traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to, which
             `load_traces` reads.
         progress: show a progress bar with the time left.
 
     Raises:
         TypeError, ValueError: input that cannot work, before any sampling; samples whose loss at w* is not finite,
-            observables that are no finite number there; a checkpoint of another run.
+            observables that are no finite number there; a checkpoint of another run, of other versions, or damaged.
         ChainDivergedError: all chains have diverged.
         ImportError: traces without zarr. FileExistsError: traces over something else.
         BlockingIOError, OSError: a folder in use by another run; one that cannot be written.
@@ -121,7 +128,7 @@ def sample(
         recording_bytes, precision, tile, seed, engine,
     )  # fmt: skip
     setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
-    keeping = Keeping(checkpoint, checkpoint_seconds, traces)
+    keeping = Keeping(checkpoint, checkpoint_seconds, traces, allow_versions)
     (statistics,) = sample_settings(
         posterior, sampler, (setting,), components, probes, observables, loss_samples, options, keeping, progress
     )
@@ -166,17 +173,19 @@ def sample_settings(
     }
     started = time.monotonic()
     with ExitStack() as stack:
-        saved, store = open_folders(stack, keeping, posterior, plan, probe_sets, functions, attrs)
+        saved, store = open_folders(
+            stack, keeping, posterior, sampler, plan, sets, probe_sets, functions, options, attrs
+        )
         pool = stack.enter_context(workers(lambda: Runners(posterior), device))
         tracked = probe_sets[-1].columns.stop
         run = start(posterior, sampler, plan, sets, loss_set, tracked, functions, centers, options, store, pool)
-        done = saved.restore(run.tensors()) if saved else 0
+        done = resumed(run, saved) if saved else 0
         moving = run.ensemble
         moving.state.frozen = set(moving.traces.diverged.nonzero().squeeze(1).tolist())
         if done == 0:
             moving.measure_tile(pool)
         if saved and done < options.total_draws:
-            saved.reserve(run.tensors())
+            saved.reserve(run.tensors(options.total_draws))
         started -= float(run.seconds)
         steps = options.steps_between_draws * plan.rows
         bar = stack.enter_context(
@@ -195,9 +204,10 @@ def sample_settings(
             if saved and (saved.due() or done == options.total_draws):
                 if store:
                     store.flush()
-                saved.save(done, run.tensors())
+                saved.save(done, run.tensors(done))
             bar.update(number * steps)
     attrs |= {"tile": int(moving.tile), "engine": moving.engine, "seconds": float(run.seconds)}
+    attrs |= saved.attrs if saved else {}
     return [
         Statistics(
             plan=plan,
@@ -220,20 +230,35 @@ def open_folders(
     stack: ExitStack,
     keeping: Keeping,
     posterior: LocalPosterior,
+    sampler: Sampler,
     plan: ChainPlan,
+    sets: list[EvaluationSet],
     probe_sets: list[EvaluationSet],
     observables: Mapping[str, Observable],
+    options: Options,
     attrs: Mapping[str, Any],
 ) -> tuple[Checkpoint | None, TraceStore | None]:
     """The checkpoint and the store of traces that are wanted, held until the stack closes."""
     saved = store = None
     if keeping.checkpoint is None and keeping.traces is None:
         return saved, store
-    configuration = asdict(plan.settings[0]) | dict(attrs)
-    traced = {"traces": keeping.traces is not None}
-    identity = run_identity(posterior, plan, probe_sets, observables, configuration | traced)
+    settings = [asdict(each) for each in plan.settings]
+    configuration = settings[0] | dict(attrs)
+    # A run can be told to go on to more draws, but for a store of traces, which has its size.
+    untold = UNTOLD if keeping.traces is not None else UNTOLD | {"draws"}
+    told = {"traces": keeping.traces is not None, "settings": settings[1:]} | {
+        name: value for name, value in configuration.items() if name not in untold
+    }
+    identity = run_identity(posterior, sampler, plan, sets, observables, told)
     if keeping.checkpoint is not None:
-        saved = stack.enter_context(Checkpoint(keeping.checkpoint, identity, keeping.checkpoint_seconds))
+        saved = stack.enter_context(
+            Checkpoint(keeping.checkpoint, identity, keeping.checkpoint_seconds, keeping.allow_versions)
+        )
+        if saved.draws_done > options.total_draws:
+            raise ValueError(
+                f"{saved.folder} has {saved.draws_done - options.burn_in} draws done, more than draws={options.draws}: "
+                "ask for as many or more, or name another folder"
+            )
     if keeping.traces is not None:
         store = stack.enter_context(
             TraceStore(
@@ -248,6 +273,19 @@ def open_folders(
             )
         )
     return saved, store
+
+
+def resumed(run: Run, saved: Checkpoint) -> int:
+    """Take up what was saved, and return the number of draws done; raises ValueError for other losses at w*.
+
+    Random losses are others every time.
+    """
+    moving = run.ensemble
+    here = moving.reference.clone()
+    done = saved.restore(run.tensors(saved.draws_done))
+    if not moving.posterior.random_loss:
+        check_losses(moving.reference, here, moving.options.precision)
+    return done
 
 
 def chosen_ensemble(

@@ -26,6 +26,10 @@ class ChainTraces:
     rounding: Tensor
     """Error of l − l(w*) over l − l(w*) at the last draw, root mean squares, float32 `[rows]`; 0 in float32."""
 
+    def tensors(self, draws: int) -> dict[str, Tensor]:
+        """All by name, and of draws the first so many."""
+        return vars(self) | {name: getattr(self, name)[..., :draws] for name in ("phi", "distance", "observables")}
+
     @classmethod
     def empty(cls, plan: ChainPlan, draws: int) -> ChainTraces:
         """NaN for what is not known yet."""

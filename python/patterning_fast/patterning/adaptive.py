@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from patterning_fast.engine.identity import Identity, code_name, coordinates, digest
+from patterning_fast.engine.checkpoint import checkpoint_folder, discard
+from patterning_fast.engine.identity import Identity, described
 from patterning_fast.engine.sample import sample
 from patterning_fast.patterning.inversion import invert
 from patterning_fast.patterning.plan import Plan
 from patterning_fast.patterning.targets import InfeasibleTargetError
 from patterning_fast.plain_torch import plain_torch
-from patterning_fast.posterior.components import Component, resolve_components
+from patterning_fast.posterior.components import resolve_components
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.samplers.langevin import Sampler
@@ -63,8 +63,8 @@ class PosteriorSampling:
     @property
     def identity(self) -> Identity:
         """What estimates depend on beside the model and its data."""
-        settings = {"sampler": repr(self.sampler), "n_beta": self.n_beta, "localization": self.localization}
-        return settings | {name: described(value) for name, value in self.arguments.items()}
+        settings = {"sampler": described(self.sampler), "n_beta": self.n_beta, "localization": self.localization}
+        return settings | described(self.arguments)
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,14 @@ def train_towards(
         hold=hold,
         coordinate=coordinate,
         inversion=dict(inversion or {}),
-        folder=None if training.get("checkpoint") is None else Path(training["checkpoint"]),
+        folder=None if training.get("checkpoint") is None else checkpoint_folder(training["checkpoint"]),
+        allow_versions=bool(training.get("allow_versions", False)),
         progress=bool(training.get("progress", True)),
     )
     controller.check(model)
     inspect.signature(train).bind_partial(**training)
     history = train(model, data, loss, steps=steps, reweighing=controller, **training)
-    if controller.folder:
-        shutil.rmtree(controller.folder / SAMPLING, ignore_errors=True)
+    controller.discard_sampling()
     return AdaptiveRun(controller.decisions(), history, controller.weights)
 
 
@@ -204,6 +204,7 @@ class Controller:
     inversion: dict[str, Any]
     folder: Path | None
     """Of the run's checkpoint."""
+    allow_versions: bool
     progress: bool
     weights: xr.DataArray | None = None
     record: list[Decision] = field(default_factory=list)
@@ -225,7 +226,7 @@ class Controller:
         if not isinstance(self.estimate, PosteriorSampling):
             return
         arguments = self.estimate.arguments
-        if taken := sorted({"probes", "checkpoint", "traces", "progress"} & arguments.keys()):
+        if taken := sorted({"probes", "checkpoint", "allow_versions", "traces", "progress"} & arguments.keys()):
             raise ValueError(
                 f"the sampling must leave {' and '.join(taken)} out: χ is of the data that weights are for, and its "
                 "checkpoints and progress are those of train_towards"
@@ -250,15 +251,15 @@ class Controller:
 
     @property
     def identity(self) -> Identity:
-        estimate = self.estimate.identity if isinstance(self.estimate, PosteriorSampling) else code_name(self.estimate)
+        estimate = self.estimate
         return {
             "targets": {str(time): dict(target) for time, target in self.targets.items()},
-            "estimate": estimate,
+            "estimate": estimate.identity if isinstance(estimate, PosteriorSampling) else described(estimate),
             "strength": self.strength,
             "gain": self.gain,
             "hold": self.hold,
             "coordinate": self.coordinate,
-            "inversion": {name: described(value) for name, value in self.inversion.items()},
+            "inversion": described(self.inversion),
         }
 
     def due(self, step: int) -> bool:
@@ -297,17 +298,27 @@ class Controller:
         arguments["seed"] = arguments.get("seed", 0) + len(self.record)
         folder = self.folder and self.folder / SAMPLING / str(step)
         if folder and not folder.exists():
-            shutil.rmtree(folder.parent, ignore_errors=True)  # of the last decision, which has been saved since
+            self.discard_sampling()  # of the last decision, which has been saved since
         found = sample(
             self.estimate.posterior(model, self.data, self.loss),
             self.estimate.sampler,
             checkpoint=folder,
+            allow_versions=self.allow_versions,
             progress=self.progress,
             **arguments,
         )
         if self.coordinate in OF_LOSSES:
             return found.llc(), found.susceptibilities()
         return found.observed_means(), found.susceptibilities(self.coordinate)
+
+    def discard_sampling(self) -> None:
+        """Remove the checkpoints of sampling for decisions that were made."""
+        parent = self.folder and self.folder / SAMPLING
+        if parent and parent.is_dir():
+            for step in self.targets:
+                discard(parent / str(step))
+            with suppress(OSError):
+                parent.rmdir()
 
     def drift(self, step: int, measured: np.ndarray) -> np.ndarray:
         """What the next interval is expected to add by itself: what the last did, beyond its prediction."""
@@ -452,19 +463,6 @@ def check_targets(targets: Mapping[int, Values]) -> None:
             )
         if not all(math.isfinite(value) for value in target.values()):
             raise ValueError(f"the trajectory must be finite, got {dict(target)} at step {step}")
-
-
-def described(value: object) -> Any:
-    """An argument as JSON: hashes for tensors, hashes of what moves for components, names for functions."""
-    if isinstance(value, Tensor):
-        return digest(value)
-    if isinstance(value, Component):
-        return coordinates(value)
-    if callable(value):
-        return code_name(value)
-    if isinstance(value, Mapping):
-        return {str(name): described(each) for name, each in value.items()}
-    return json.loads(json.dumps(value, default=repr))
 
 
 def packed(weights: xr.DataArray | None) -> dict[str, Any] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from patterning_fast.engine.checkpoint import checkpoint_folder
 from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
 from patterning_fast.estimators.statistics import Statistics
@@ -26,6 +28,7 @@ def verify(
     *,
     fractions: Sequence[float] = (0.25, 0.5, 1.0),
     tolerance: float = 0.25,
+    checkpoint: str | Path | None = None,
     **sampling: Any,
 ) -> xr.Dataset:
     """Predicted against realised dμ `[strength, component]` when the posterior's data are weighted by the plan.
@@ -38,6 +41,7 @@ def verify(
         plan: of weights on the data of `posterior`, whose n_beta χ must have been estimated at.
         fractions: of the plan's strength to check at; above 1 asks how much further one could go.
         tolerance: relative deviation that still counts as agreement, and the largest that errors may have.
+        checkpoint: folder for the checkpoints of all runs, in folders of their own; see `sample`.
         sampling: as for `sample` (components, chains, draws, ...).
 
     Returns `predicted`, `realised`, their errors [nats] and `z`; by strength, `verdict` ("kept", "broken",
@@ -47,24 +51,26 @@ def verify(
     A plan made from χ of one of the user's observables is compared with that one, which `observables=` must then name.
 
     Raises ValueError for weights that do not belong to the posterior's data or were made for another n_beta, a
-    posterior with weights of its own, an observable that is not sampled, and `checkpoint` or `traces`, which are of
-    one run; ChainDivergedError where all chains diverge without the plan's weights.
+    posterior with weights of its own, an observable that is not sampled, and `traces`, which are of one run;
+    ChainDivergedError where all chains diverge without the plan's weights.
     """
     fractions = check_comparison(plan, posterior.n_beta, fractions, tolerance)
     if posterior.weights is not None:
         raise ValueError("the posterior has weights of its own: pass the one without, which χ is of")
-    if kept := sorted({"checkpoint", "traces"} & sampling.keys()):
-        raise ValueError(f"verify makes several runs, and {' and '.join(kept)} would be of one: leave it out")
+    if "traces" in sampling:
+        raise ValueError("verify makes several runs, and traces would be of one: leave it out")
+    folder = None if checkpoint is None else checkpoint_folder(checkpoint)
     weighted = [posterior.reweighted(plan.scaled(fraction)) for fraction in fractions]
-    before = sample(posterior, sampler, **sampling)
+    before = sample(posterior, sampler, checkpoint=folder and folder / "unweighted", **sampling)
     names = predicted_names(plan, before.component_names)
     observable = before.place(plan.attrs["observable"])
     base = mu_by_group(before, names, observable)
     by_group = np.full((len(fractions), *base.shape), np.nan)
     verdicts: list[str | None] = ["diverged"] * len(fractions)
-    for at, each in enumerate(weighted):
+    for at, (fraction, each) in enumerate(zip(fractions, weighted, strict=True)):
+        own = folder and folder / f"weighted-{float(fraction)!r}"
         try:
-            after = sample(each, sampler, **sampling)
+            after = sample(each, sampler, checkpoint=own, **sampling)
         except ChainDivergedError:
             continue
         by_group[at] = mu_by_group(after, names, observable) - base

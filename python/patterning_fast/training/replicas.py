@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,12 +16,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_fast import ops
+from patterning_fast.engine.checkpoint import Checkpoint
+from patterning_fast.engine.identity import (
+    VERSIONS,
+    as_read_back,
+    check_losses,
+    described,
+    digest,
+    digests,
+    model_identity,
+    versions,
+)
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, component, may_move
 from patterning_fast.posterior.data import check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.progress import progress_bar
+from patterning_fast.training.state import REST, UNREADABLE, optimizer_settings, packed, unpacked
 
 
 @plain_torch()
@@ -33,6 +49,9 @@ def train_replicas(
     weights: Tensor | None = None,
     snapshots: int = 1,
     seed: int = 0,
+    checkpoint: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    allow_versions: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
     """Train copies of a stack of dense layers from `initial` under each weighting of the data, all at once.
@@ -50,13 +69,16 @@ def train_replicas(
             `lambda params: torch.optim.Adam(params, lr=1e-3)`; any that treats every number by itself.
         weights: ρ `[weightings, samples]`; None for one weighting of all 1.
         snapshots: how many times, evenly over the steps, parameters and losses are kept; the last is the end.
+        checkpoint, checkpoint_seconds, allow_versions: as for `train`.
 
     Returns `parameters` (snapshot, weighting, replica, parameter) and `loss` (snapshot, weighting, replica), the mean
     over the data, unweighted, with the `step` of each snapshot.
 
     Raises:
         ValueError: a model that is no stack of dense layers (`NotDense`, which says why); shapes that do not fit;
-            parameters that are not finite at a snapshot, with the replicas' number.
+            parameters that are not finite at a snapshot, with the replicas' number; a checkpoint of another run, of
+            other versions, or damaged.
+        BlockingIOError, OSError: a checkpoint's folder in use by another run; one that cannot be written.
     """
     check_data("data", data, model)
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -75,47 +97,120 @@ def train_replicas(
         )
     device, replicas = initial.device, len(initial)
     rhos = [None] if weights is None else list(weights.to(device, torch.float32))
-    stacks = [
-        dense_stack(model, loss, [component(model, FULL, list(may_move(model)))], replicas, data, rho) for rho in rhos
-    ]
+    moving = [component(model, FULL, list(may_move(model)))]
+    stacks = [dense_stack(model, loss, moving, replicas, data, rho) for rho in rhos]
     parameters = initial.detach().repeat(len(rhos), 1, 1).requires_grad_()
     gradients = torch.zeros_like(parameters)
     update = optimizer([parameters])
     row_starts, numbers = torch.arange(replicas + 1, device=device) * size, torch.arange(replicas, device=device)
     of_minibatches, at = (torch.tensor(each, dtype=torch.int64, device=device) for each in (seed, 0))
     kept_at = [math.ceil(steps * (index + 1) / snapshots) for index in range(snapshots)]
-    kept, losses = [], []
-    description = f"training {len(rhos) * replicas} replicas"
-    with progress_bar(total=steps, unit="step", desc=description, disable=not progress) as bar:
-        for step in range(steps):
+    state = ReplicasState(parameters, update)
+    with ExitStack() as stack:
+        saved, done = None, 0
+        if checkpoint is not None:
+            configuration = {
+                "steps": steps, "batch_size": batch_size, "snapshots": snapshots, "seed": seed, "device": str(device),
+            }  # fmt: skip
+            identity = as_read_back({
+                "configuration": configuration,
+                **model_identity(model),
+                "initial": digest(initial),
+                "data": digests(data),
+                "loss": described(loss),
+                "optimizer": {"made by": described(optimizer), "groups": optimizer_settings(update)},
+                "weights": None if weights is None else digest(weights),
+                VERSIONS: versions(model),
+            })  # fmt: skip
+            saved = stack.enter_context(Checkpoint(checkpoint, identity, checkpoint_seconds, allow_versions))
+            start = mean_losses(stacks[0], initial.detach(), row_starts)
+            done = state.restore(saved, start, bisect_right(kept_at, saved.draws_done))
+            at += done
+        title = f"training {len(rhos) * replicas} replicas"
+        bar = stack.enter_context(
+            progress_bar(total=steps, initial=done, unit="step", desc=title, disable=not progress)
+        )
+        for step in range(done, steps):
             parameters.grad = gradients.zero_()
-            for stack, own, gradient in zip(stacks, parameters.detach(), gradients, strict=True):
+            for dense, own, gradient in zip(stacks, parameters.detach(), gradients, strict=True):
                 ops.dense_steps(
-                    stack, own.flatten(), gradient.view(-1), own.flatten(), row_starts=row_starts,
+                    dense, own.flatten(), gradient.view(-1), own.flatten(), row_starts=row_starts,
                     center_starts=row_starts[:-1], lr=1.0, n_beta=1.0, localization=0.0, seed=of_minibatches,
                     step=at, replicas=numbers, batch_size=batch_size, steps=0,
                 )  # fmt: skip
             update.step()
             at += 1
             if step + 1 in kept_at:
-                kept.append(parameters.detach().clone())
-                losses.append(torch.stack([
-                    mean_losses(stack, own, row_starts) for stack, own in zip(stacks, kept[-1], strict=True)
+                kept = parameters.detach().clone()
+                state.kept.append(kept)
+                state.losses.append(torch.stack([
+                    mean_losses(dense, own, row_starts) for dense, own in zip(stacks, kept, strict=True)
                 ]))  # fmt: skip
-                broken = int((~kept[-1].isfinite().all(2)).sum())
+                broken = int((~kept.isfinite().all(2)).sum())
                 if broken:
                     raise ValueError(f"{broken} replicas are not finite by step {step + 1}: lower the learning rate")
+            if saved and (saved.due() or step + 1 == steps):
+                state.save(saved, step + 1)
             bar.update()
     dimensions = ("snapshot", "weighting", "replica")
-    mean = (dimensions, torch.stack(losses).cpu().numpy(), {"units": "nats", "long_name": "mean loss, unweighted"})
+    mean = (
+        dimensions,
+        torch.stack(state.losses).cpu().numpy(),
+        {"units": "nats", "long_name": "mean loss, unweighted"},
+    )
     return xr.Dataset(
         {
-            "parameters": ((*dimensions, "parameter"), torch.stack(kept).cpu().numpy()),
+            "parameters": ((*dimensions, "parameter"), torch.stack(state.kept).cpu().numpy()),
             "loss": mean,
         },
         coords={"step": ("snapshot", np.array(kept_at))},
-        attrs={"steps": steps, "batch_size": batch_size, "seed": seed, "optimizer": type(update).__name__},
+        attrs={"steps": steps, "batch_size": batch_size, "seed": seed, "optimizer": type(update).__name__}
+        | (saved.attrs if saved else {}),
     )
+
+
+@dataclass
+class ReplicasState:
+    """All that a run goes on with."""
+
+    parameters: Tensor
+    optimizer: Optimizer
+    kept: list[Tensor] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    """Of the snapshots until now."""
+    start_losses: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
+
+    def save(self, checkpoint: Checkpoint, step: int) -> None:
+        """Save the state after that many steps."""
+        checkpoint.save(step, self.tensors() | {REST: packed(self.optimizer.state_dict())})
+
+    def restore(self, checkpoint: Checkpoint, start_losses: Tensor, snapshots: int) -> int:
+        """Go back to what was saved after so many snapshots and return the number of steps done.
+
+        Raises OSError where there is no room to save in, ValueError for a checkpoint that is damaged, or of other
+        losses at the start.
+        """
+        saved, self.start_losses = checkpoint.load(), start_losses
+        if saved is None:
+            checkpoint.reserve({"parameters": self.parameters, "moments": self.parameters.repeat(2, 1, 1)})
+            return 0
+        check_losses(saved["start_losses"], start_losses)
+        try:
+            with torch.no_grad():
+                self.parameters.copy_(saved["parameters"])
+            for number in range(snapshots):
+                self.kept.append(saved[f"kept.{number}"].to(self.parameters.device))
+                self.losses.append(saved[f"losses.{number}"].to(self.parameters.device))
+            self.optimizer.load_state_dict(unpacked(saved[REST]))
+        except UNREADABLE as error:
+            raise checkpoint.unfit(repr(error)) from error
+        return checkpoint.draws_done
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All but what the optimizer holds."""
+        kept = {f"kept.{number}": each for number, each in enumerate(self.kept)}
+        losses = {f"losses.{number}": each for number, each in enumerate(self.losses)}
+        return {"parameters": self.parameters, "start_losses": self.start_losses} | kept | losses
 
 
 def mean_losses(stack: ops.DenseStack, parameters: Tensor, row_starts: Tensor) -> Tensor:

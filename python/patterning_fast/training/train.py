@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
-import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
@@ -23,7 +22,7 @@ from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
 from patterning_fast.progress import progress_bar
 from patterning_fast.training.minibatches import Minibatches, Weighting
-from patterning_fast.training.state import Metrics, Reweighing, TrainingState, training_identity
+from patterning_fast.training.state import Metrics, Reweighing, TrainingState, losses_at_start, training_identity
 
 
 def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor | None = None) -> Tensor:
@@ -57,6 +56,7 @@ def train(
     seed: int = 0,
     checkpoint: str | Path | None = None,
     checkpoint_seconds: float = 60.0,
+    allow_versions: bool = False,
     metrics: Metrics | None = None,
     metrics_every: int = 50,
     progress: bool = True,
@@ -77,16 +77,18 @@ def train(
         max_grad_norm: largest norm of a step's gradient, to which larger ones are clipped.
         precision: of matrix products; weights, gradients and the optimizer stay float32.
         checkpoint: folder to save the run's state in; where it holds that of this very run, the run resumes from it,
-            and gives the same bits as one that was never interrupted.
+            and gives the same bits as one that was never interrupted. The last two saves are kept.
         checkpoint_seconds: between saves; 0 saves after every step.
+        allow_versions: resume what another version of torch, Python or this library has begun; the checkpoint's JSON
+            names those under `earlier_versions`.
         metrics: called every `metrics_every` steps, before the first step and after the last, with the model in eval
             mode; what it returns is gathered with "step" and "loss", the mean training loss since the last call.
         progress, description, position: a progress bar with the time left, its title, and its line among several.
 
     Returns the rows of metrics. Raises TypeError for a scheduler that wants a metric, ValueError for data or weights
-    that do not fit, negative weights as probabilities, a model made
-    under `inference_mode` and the checkpoint of another run, FloatingPointError where the
-    training loss is no longer finite, BlockingIOError or OSError for a folder in use or one that cannot be written.
+    that do not fit, negative weights as probabilities, a model made under `inference_mode`, and a checkpoint that is
+    damaged, of another run or of other versions, FloatingPointError where the training loss is no longer finite,
+    BlockingIOError or OSError for a folder in use or one that cannot be written.
     """
     check_trainable(model)
     check_data("data", data, model)
@@ -121,10 +123,11 @@ def train(
             configuration = {
                 "steps": steps, "batch_size": batch_size, "weighting": weighting, "max_grad_norm": max_grad_norm,
                 "precision": precision, "seed": seed, "metrics_every": metrics_every, "device": str(device),
-                "torch": torch.__version__,
             }  # fmt: skip
-            identity = training_identity(state, data, loss, rho, configuration)
-            saved = stack.enter_context(Checkpoint(checkpoint, identity, checkpoint_seconds))
+            state.start_losses = losses_at_start(model, data, loss, batch_size)
+            makers = {"optimizer": optimizer, "schedule": schedule}
+            identity = training_identity(state, data, loss, rho, makers, configuration)
+            saved = stack.enter_context(Checkpoint(checkpoint, identity, checkpoint_seconds, allow_versions))
             done = state.restore(saved)
 
         def reweigh(step: int, by: Reweighing) -> None:
