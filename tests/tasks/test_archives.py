@@ -171,6 +171,7 @@ def test_bits_of_archives_that_are_flipped(kind: str, tmp_path: Path, into: Path
         (corpora.definitions, "a.sqlite", b"no database"),
         (corpora.CORPORA["c_linux"].read, "a.tgz", b"no tar"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",  # bytes hold the time at which they were compressed
 )  # fmt: skip
 def test_files_that_grow_or_cannot_be_read(
     read: corpora.Reader, name: str, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
