@@ -13,11 +13,11 @@ all that is run of the model are minibatch gradients and losses.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,7 +25,9 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from patterning_fast.arguments import Bytes, Count, Seed, Whole, checked
 from patterning_fast.chains.plan import Setting, chain_plan
+from patterning_fast.domains import Mend
 from patterning_fast.engine.evaluation import joint_coordinates, lay_out_sets, loss_indices
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
@@ -41,10 +43,10 @@ from patterning_fast.estimators.labelled import (
 )
 from patterning_fast.ops.reference.minibatch import minibatch
 from patterning_fast.ops.reference.philox import Stream
-from patterning_fast.posterior.components import FULL, Component, resolve_components
+from patterning_fast.posterior.components import FULL, Component, Components, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch, Data
+from patterning_fast.posterior.losses import Batch, Probes
 from patterning_fast.samplers.sgld import SGLD
 
 DIFFERENCE = 0.01
@@ -54,22 +56,23 @@ SMALLEST = 1e-30
 """Under this an adjoint is taken for 0."""
 
 
+@checked
 def linear_response(
     posterior: LocalPosterior,
-    sampler: SGLD,
+    sampler: Annotated[SGLD, Mend("only pf.SGLD(lr=...) can be differentiated")],
     *,
-    components: Mapping[str, Component] | None = None,
-    probes: Mapping[str, Data] | None = None,
-    chains: int = 4,
-    draws: int = 15,
-    burn_in: int = 5,
-    steps_between_draws: int = 4,
-    batch_size: int = 16,
-    loss_samples: int | Tensor | None = None,
-    recording_bytes: int = 2**28,
-    trajectory_bytes: int = 2**29,
-    tile: int | None = None,
-    seed: int = 0,
+    components: Components | None = None,
+    probes: Probes | None = None,
+    chains: Count = 4,
+    draws: Count = 15,
+    burn_in: Whole = 5,
+    steps_between_draws: Count = 4,
+    batch_size: Count = 16,
+    loss_samples: Count | Tensor | None = None,
+    recording_bytes: Bytes = 2**28,
+    trajectory_bytes: Bytes = 2**29,
+    tile: Count | None = None,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> xr.Dataset:
     """Susceptibilities `[component, token or sample]` in nats² from the derivative of chains by the data's weights.
@@ -100,8 +103,11 @@ def linear_response(
             each component.
         ChainDivergedError: every chain of every component has run away, or its derivative has.
     """
-    if not isinstance(sampler, SGLD) or sampler.gradient_noise_correction:
-        raise TypeError(f"only SGLD(lr) without gradient-noise correction can be differentiated, got {sampler!r}")
+    if sampler.gradient_noise_correction:
+        raise ValueError(
+            f"only SGLD without gradient_noise_correction can be differentiated, got {sampler!r}; "
+            f"pass SGLD(lr={sampler.lr})"
+        )
     options = Options(
         chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches=False, antithetic=False,
         groups=chains, loss_kernel=False, recording_bytes=recording_bytes, precision="float32", tile=tile, seed=seed,

@@ -9,11 +9,14 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from patterning_fast.arguments import NonNegative, checked
+from patterning_fast.domains import made_by
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
 from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
 from patterning_fast.posterior.weights import weights_for
 
 
+@made_by("make one with pf.LocalPosterior(model, loss, data, n_beta=..., localization=...)")
 class LocalPosterior:
     """p(w) ∝ exp(−n_beta·L_ρ(w) − (localization/2)·|w − w*|²) around the weights w* that `model` has now.
 
@@ -30,26 +33,24 @@ class LocalPosterior:
             n_beta or localization out of range, losses that are reduced, weights that do not fit the losses.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         loss: Loss,
         data: Data,
         *,
-        n_beta: float,
-        localization: float,
+        n_beta: NonNegative,
+        localization: NonNegative,
         weights: Tensor | xr.DataArray | None = None,
     ) -> None:
-        for name, value in (("n_beta", n_beta), ("localization", localization)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number ≥ 0, got {value}")
         if n_beta == 0 and localization == 0:
             raise ValueError("n_beta and localization are both 0: nothing would hold the chains; set one of them > 0")
         check_parameters(model)
         check_data("data", data, model)
         device = next(model.parameters()).device
         self.data = to_device(data, str(device))
-        self.n_beta, self.localization = float(n_beta), float(localization)
+        self.n_beta, self.localization = n_beta, localization
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.loss = loss
         shape = self.loss_shape(self.data)
@@ -60,6 +61,7 @@ class LocalPosterior:
         """n: the samples or tokens that L_n is a mean over."""
         return sample_count(self.data) * math.prod(self.loss_shape(self.data))
 
+    @checked
     def loss_shape(self, data: Data) -> tuple[int, ...]:
         """Shape of one sample's losses: () or (tokens,)."""
         return loss_shape(self.model, self.loss, data)
@@ -68,6 +70,7 @@ class LocalPosterior:
         """L_ρ on a minibatch: the mean of ρ·l of the given `samples`, whose data are `batch`."""
         return weighted_mean(self.loss, model, batch, None if self.weights is None else self.weights[samples])
 
+    @checked
     def reweighted(self, weights: Tensor | xr.DataArray) -> LocalPosterior:
         """The same posterior with weights ρ."""
         return LocalPosterior(

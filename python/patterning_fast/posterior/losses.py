@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patterning_fast import ops
+from patterning_fast.domains import Holds, Mend
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior.decoders import LogitFactors, logit_factors
 
@@ -19,6 +21,9 @@ Data = Tensor | SparseFeatures | tuple[Tensor | SparseFeatures, ...]
 """What batches are taken from."""
 
 Loss = Callable[[nn.Module, Batch], Tensor]
+
+Probes = Annotated[Mapping[str, Data], Mend("name each set of samples: probes={'name': samples}"), Holds(1)]
+"""Samples by name, whose losses are tracked."""
 
 
 def next_token(model: nn.Module, batch: Batch) -> Tensor:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.domains import Mend
+
 Observable = Callable[[nn.Module], Tensor]
 """A number made of a model, as a 0-d tensor; it is called with one that has a chain's parameters."""
+
+Observables = Annotated[
+    Mapping[str, Observable], Mend("name each function of the model: observables={'name': function}")
+]
 
 PHI = "phi"
 """Name of the observable that there always is, L(w) − L(w*)."""

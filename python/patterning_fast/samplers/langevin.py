@@ -12,6 +12,7 @@ from torch import Tensor
 
 from patterning_fast import ops
 from patterning_fast.chains.bank import ChainBank
+from patterning_fast.domains import made_by
 from patterning_fast.ops.checks import check_tensor
 
 
@@ -90,6 +91,10 @@ class LangevinState:
                 self.thermostat[row] = 0
 
 
+@made_by(
+    "pass pf.SGLD(lr=1e-3), pf.RMSPropSGLD(lr=1e-3), pf.SGHMC(lr=1e-6) or pf.SGNHT(lr=1e-3); "
+    "rules in pf.ops are for the op langevin_step"
+)
 class Sampler(Protocol):
     """A recursion that advances all chains of a bank; its hyper-parameters are its fields."""
 
@@ -105,12 +110,6 @@ class Sampler(Protocol):
 
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
-
-
-def check_hyperparameter(name: str, value: float, holds: bool, must: str) -> None:
-    """Raise ValueError unless the value is finite and the condition holds."""
-    if not (math.isfinite(value) and holds):
-        raise ValueError(f"{name} must be a finite number {must}, got {value}")
 
 
 def init(bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:

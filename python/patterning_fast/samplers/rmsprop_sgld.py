@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from patterning_fast import ops
+from patterning_fast.arguments import Positive, checked
 from patterning_fast.chains.bank import ChainBank
+from patterning_fast.domains import Within
 from patterning_fast.samplers import langevin
-from patterning_fast.samplers.langevin import LangevinState, check_hyperparameter
+from patterning_fast.samplers.langevin import LangevinState
 
 
 @dataclass(frozen=True)
+@checked
 class RMSPropSGLD:
     """v ← decay·v + (1 − decay)·g², then SGLD with a step size of its own for each coordinate, lr/(√v̂ + stability).
 
@@ -22,15 +26,10 @@ class RMSPropSGLD:
     Raises ValueError unless lr and stability are finite and > 0 and decay lies in [0, 1).
     """
 
-    lr: float
-    decay: float = 0.99
-    stability: float = 0.1
+    lr: Positive
+    decay: Annotated[float, Within(least=0, below=1)] = 0.99
+    stability: Positive = 0.1
     bias_correction: bool = True
-
-    def __post_init__(self) -> None:
-        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
-        check_hyperparameter("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
-        check_hyperparameter("stability", self.stability, self.stability > 0, "> 0")
 
     def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
         """The state that goes with a bank, its second moment 0; the tensors are float32 `[rows]`."""

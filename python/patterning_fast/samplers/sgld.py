@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
+from patterning_fast.arguments import Positive, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.samplers import langevin
-from patterning_fast.samplers.langevin import LangevinState, check_hyperparameter
+from patterning_fast.samplers.langevin import LangevinState
 
 
 @dataclass(frozen=True)
+@checked
 class SGLD:
     """w ← w − (lr/2)·[n_beta·g + localization·(w − w*)] + √lr·ξ, g the minibatch mean gradient.
 
@@ -23,11 +25,8 @@ class SGLD:
     coordinate; that takes the gradient of each sample. Raises ValueError unless lr is finite and > 0.
     """
 
-    lr: float
+    lr: Positive
     gradient_noise_correction: bool = False
-
-    def __post_init__(self) -> None:
-        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
 
     def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
         """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""

@@ -8,16 +8,18 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
+from patterning_fast.arguments import NonNegative, Positive, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.ops.reference.philox import INDEX_BITS
 from patterning_fast.samplers import langevin
-from patterning_fast.samplers.langevin import LangevinState, check_hyperparameter
+from patterning_fast.samplers.langevin import LangevinState
 
 MOMENTUM_STEP = 2**INDEX_BITS - 1
 """Where in the noise the first momentum is drawn: the last step there is, which no chain comes to."""
 
 
 @dataclass(frozen=True)
+@checked
 class SGNHT:
     """p ← (1 − thermostat·lr)·p − lr·∇U + √(2·diffusion·lr)·ξ, w ← w + lr·p: Ding et al. 2014, algorithm 2.
 
@@ -27,12 +29,8 @@ class SGNHT:
     Raises ValueError unless lr is finite and > 0 and diffusion finite and ≥ 0.
     """
 
-    lr: float
-    diffusion: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
-        check_hyperparameter("diffusion", self.diffusion, self.diffusion >= 0, ">= 0")
+    lr: Positive
+    diffusion: NonNegative = 0.01
 
     def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
         """The state that goes with a bank; the tensors are float32 `[rows]`.
