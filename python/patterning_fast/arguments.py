@@ -16,11 +16,12 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy.typing as npt
+import torch
 
 from patterning_fast.domains import Domain, Holds, Kind, Limit, Mend, Refused, Within, domain_of, shown
 
@@ -51,53 +52,93 @@ Labels = Annotated[npt.ArrayLike, Kind("iufbUSO", "an array of names"), Mend("pa
 
 @dataclass(frozen=True)
 class KeywordsOf:
-    """Of `**keywords`: those of another checked function, but for some."""
+    """Of `**keywords`: those of another checked function."""
 
     function: Callable[..., object]
-    without: tuple[str, ...] = ()
 
 
 def checked(function: Checked) -> Checked:
     """Hold every call of a function or method to the annotations of its parameters.
 
-    Of a class: every construction, by its `__init__`; a class that has none is about to become a dataclass, and is
-    held to the annotations of its fields.
+    Of a class: every construction and call of a public method. A class without an `__init__` is about to become a
+    dataclass, and is held to the annotations of its fields.
     """
     if isinstance(function, type):
         return check_class(function)
-    owner = function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
-    signature = inspect.signature(function)
-    positional = [
-        each.name for each in signature.parameters.values() if each.kind is not inspect.Parameter.KEYWORD_ONLY
-    ]
-    rest = next((each.name for each in signature.parameters.values() if each.kind is each.VAR_KEYWORD), None)
-    star = next((each.name for each in signature.parameters.values() if each.kind is each.VAR_POSITIONAL), None)
-
-    @functools.cache
-    def domains() -> dict[str, Domain]:
-        return declared(function)
+    read, domains = reader(function)
 
     @functools.wraps(function)
     def call(*given: Any, **named: Any) -> Any:
-        known = domains()
-        names = positional if star is None or len(given) < len(positional) else positional + [star] * len(given)
-        read = [argument(owner, name, known, each, signature) for name, each in zip(names, given, strict=False)]
-        if len(read) < len(given):
-            read.extend(given[len(read) :])  # too many: Python says so
-        for name, value in named.items():
-            if name not in known and name not in signature.parameters:
-                raise unknown(owner, name, value, [each for each in known if each != rest])
-            named[name] = argument(owner, name, known, value, signature)
-        return function(*read, **named)
+        if torch.compiler.is_compiling():  # which follows the function, and cannot follow its annotations
+            return function(*given, **named)
+        return function(*read(given, named), **named)
 
     call.domains = domains  # type: ignore[attr-defined]
     return call  # type: ignore[return-value]
 
 
+def explained(op: Checked) -> Checked:
+    """`checked` where every microsecond counts: arguments are read once the function has failed, to say why it did.
+
+    It must refuse by itself what it would take without failing.
+    """
+    read, domains = reader(op)
+
+    @functools.wraps(op)
+    def call(*given: Any, **named: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*given, **named)
+        try:
+            return op(*given, **named)
+        except Exception:
+            read(given, named)
+            raise
+
+    call.domains = domains  # type: ignore[attr-defined]
+    return call  # type: ignore[return-value]
+
+
+def reader(
+    function: Callable[..., Any],
+) -> tuple[Callable[[tuple[Any, ...], dict[str, Any]], list[Any]], Callable[[], dict[str, Domain]]]:
+    """What reads a function's arguments: positional ones are returned, named ones are read in place; and its domains.
+
+    Annotations are looked at when the first call comes, for their names may not be there before.
+    """
+    owner = function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
+    signature = inspect.signature(function)
+    parameters = signature.parameters
+    places = [each.name for each in parameters.values() if each.kind is not each.KEYWORD_ONLY]
+    starred = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
+
+    @functools.cache
+    def domains() -> dict[str, Domain]:
+        return declared(function)
+
+    def read(given: tuple[Any, ...], named: dict[str, Any]) -> list[Any]:
+        known, values = domains(), list(given)
+        names = places if not starred else places[:-1] + places[-1:] * len(given)
+        for at, (name, value) in enumerate(zip(names, given, strict=False)):
+            if name in known:
+                values[at] = argument(owner, name, known[name], value, signature)
+        for name, value in named.items():
+            if name in known:
+                named[name] = argument(owner, name, known[name], value, signature)
+            elif name not in parameters:
+                raise unknown(owner, name, value, list(known))
+        return values
+
+    return read, domains
+
+
 def check_class(cls: Any) -> Any:
     """`checked` of a class."""
+    for name, member in list(vars(cls).items()):
+        if isinstance(member, staticmethod | classmethod) and not name.startswith("_"):
+            setattr(cls, name, type(member)(checked(member.__func__)))
+        elif inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+            setattr(cls, name, checked(member))
     if "__init__" in vars(cls):
-        cls.__init__ = checked(cls.__init__)
         cls.domains = staticmethod(cls.__init__.domains)
         return cls
     after = getattr(cls, "__post_init__", None)
@@ -105,12 +146,13 @@ def check_class(cls: Any) -> Any:
     @functools.cache
     def domains() -> dict[str, Domain]:
         hints = resolved(cls)
-        return {name: domain_of(hints[name]) for name in vars(cls).get("__annotations__", {})}
+        own = [each.name for each in fields(cls) if each.init and each.name in vars(cls).get("__annotations__", {})]
+        return {name: domain_of(hints[name]) for name in own}
 
     def read_fields(self: Any) -> None:
         for name, domain in domains().items():
             value = getattr(self, name)
-            read = argument(cls.__name__, name, {name: domain}, value, None)
+            read = argument(cls.__name__, name, domain, value, None)
             if read is not value:
                 object.__setattr__(self, name, read)
         if after:
@@ -120,13 +162,8 @@ def check_class(cls: Any) -> Any:
     return cls
 
 
-def argument(
-    owner: str, name: str, known: Mapping[str, Domain], value: Any, signature: inspect.Signature | None
-) -> Any:
+def argument(owner: str, name: str, domain: Domain, value: Any, signature: inspect.Signature | None) -> Any:
     """The argument, read; raises TypeError or ValueError in words of the function that it was given to."""
-    domain = known.get(name)
-    if domain is None:
-        return value
     try:
         return domain.read(value)
     except Refused as refused:
@@ -167,7 +204,7 @@ def declared(function: Callable[..., object]) -> dict[str, Domain]:
         keywords = next((each for each in get_args(hint)[1:] if isinstance(each, KeywordsOf)), None)
         if parameter.kind is parameter.VAR_KEYWORD and keywords:
             others: dict[str, Domain] = keywords.function.domains()  # type: ignore[attr-defined]
-            domains |= {key: each for key, each in others.items() if key not in keywords.without and key not in domains}
+            domains = others | domains
         elif get_origin(hint) is typing.Unpack:
             domains |= {key: domain_of(each) for key, each in resolved(get_args(hint)[0]).items()}
         else:

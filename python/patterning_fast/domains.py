@@ -107,6 +107,16 @@ class Limit:
 
 
 @dataclass(frozen=True)
+class NotZero:
+    """A number other than 0."""
+
+    expected = "other than 0"
+
+    def holds(self, value: Any) -> bool:
+        return bool(value)
+
+
+@dataclass(frozen=True)
 class Holds:
     """At least so many elements."""
 
@@ -219,6 +229,22 @@ class ClassDomain(Domain):
         if isinstance(value, type):
             raise Refused(TypeError, value, self, f"that is a class: make one with {value.__name__}(...)")
         raise Refused(TypeError, value, self, MENDS.get(qualified(self.cls), ""))
+
+
+@dataclass(frozen=True)
+class RecordDomain(ClassDomain):
+    """A NamedTuple or a TypedDict, whose fields are read too."""
+
+    fields: tuple[tuple[str, Domain], ...] = ()
+    required: frozenset[str] = frozenset()
+
+    def read(self, value: Any) -> Any:
+        record = super().read(value)
+        given = record if self.cls is dict else record._asdict()
+        if lacking := sorted(self.required - given.keys()):
+            raise Refused(TypeError, value, self, f"it has no {', '.join(lacking)}")
+        read = {name: read_within(each, name, given[name]) for name, each in self.fields if name in given}
+        return read if self.cls is dict else record._replace(**read)
 
 
 @dataclass(frozen=True)
@@ -346,10 +372,10 @@ class UnionDomain(Domain):
                 refusals.append(refused)
         nearest = [each for each in refusals if each.kind is ValueError or each.place]
         if len(refusals) == 1 or nearest:
-            refused = (nearest or refusals)[0]
-            if not refused.place and (len(refusals) > 1 or self.optional):
-                refused.expected, refused.domain = self.expected, self
-            raise refused
+            closest = (nearest or refusals)[0]
+            if not closest.place and (len(refusals) > 1 or self.optional):
+                closest.expected, closest.domain = self.expected, self
+            raise closest
         mends = dict.fromkeys(each.mend for each in refusals if each.mend)
         raise Refused(TypeError, value, self, ", or ".join(mends))
 
@@ -374,9 +400,9 @@ class Conditioned(Domain):
             raise
         for condition in self.conditions:
             if not (value is None or condition.holds(value)):
-                refused = Refused(self.failed, given, self, self.mend or getattr(condition, "mend", ""))
-                refused.expected = self.expected_by(condition)
-                raise refused
+                failure = Refused(self.failed, given, self, self.mend or getattr(condition, "mend", ""))
+                failure.expected = self.expected_by(condition)
+                raise failure
         return value
 
     @property
@@ -419,6 +445,8 @@ def domain_of(hint: Any) -> Domain:
     origin, given = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return conditioned(hint)
+    if origin is typing.NotRequired:
+        return domain_of(given[0])
     if hint is int:
         return NumberDomain("a whole number")
     if hint is float:
@@ -437,17 +465,21 @@ def domain_of(hint: Any) -> Domain:
         count = len(given[0]) if given and isinstance(given[0], list) else None
         return CallableDomain("callable" if count is None else f"callable with {count} arguments", count)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        key, value = map(domain_of, given)
+        key, value = map(element_of, given)
         return MappingDomain(f"a mapping of {plural(key)} to {plural(value)}", key, value)
     if origin is tuple and given and given[-1] is not Ellipsis:
         element = union(given) if len(set(given)) > 1 else domain_of(given[0])
         return SequenceDomain(f"a tuple of {len(given)}: {plural(element)}", element, tuple, len(given))
     if isinstance(origin, type) and issubclass(origin, Iterable) and origin is not np.ndarray:
-        element, container = domain_of(given[0]), origin
+        element, container = element_of(given[0]), origin
         name = {Sequence: "list", Iterable: "list"}.get(container, container.__name__)
         return SequenceDomain(f"a {name} of {plural(element)}", element, container)
     cls = origin or hint
-    if not isinstance(cls, type) or cls is object:
+    if typing.is_typeddict(cls):
+        return RecordDomain(f"a dict of {cls.__name__}", dict, fields_of(cls), cls.__required_keys__)
+    if cls is object:
+        return Domain()
+    if not isinstance(cls, type):
         raise TypeError(f"{hint} declares no domain: name a class, or add conditions with Annotated")
     article = "an" if cls.__name__[0] in "AEIO" else "a"
     if getattr(cls, "_is_protocol", False):
@@ -455,7 +487,19 @@ def domain_of(hint: Any) -> Domain:
         members = {name for each in inherited for name in (*vars(each), *vars(each).get("__annotations__", {}))}
         public = sorted(each for each in members if not each.startswith("_"))
         return ProtocolDomain(f"{article} {cls.__name__}", cls, tuple(public))
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        return RecordDomain(f"{article} {cls.__name__}", cls, fields_of(cls))
     return ClassDomain(f"{article} {cls.__name__}", cls)
+
+
+def fields_of(cls: Any) -> tuple[tuple[str, Domain], ...]:
+    """The domains of the fields of a NamedTuple or TypedDict."""
+    return tuple((name, domain_of(hint)) for name, hint in typing.get_type_hints(cls, include_extras=True).items())
+
+
+def element_of(hint: Any) -> Domain:
+    """The domain of what a container holds, of which may be left open what it is."""
+    return Domain() if hint is Any else domain_of(hint)
 
 
 def conditioned(hint: Any) -> Domain:
@@ -480,7 +524,7 @@ def union(hints: tuple[Any, ...]) -> Domain:
     members = dict.fromkeys(each for each in hints if each is not types.NoneType)
     if Path in members:
         members.pop(str, None)
-    domains = tuple(map(domain_of, members))
+    domains = tuple(sorted(map(domain_of, members), key=lambda each: not isinstance(each, ClassDomain)))
     optional = types.NoneType in hints
     expected = " or ".join(each.expected for each in domains) + (", or None" if optional else "")
     return UnionDomain(expected, domains, optional)

@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from patterning_fast.arguments import Count, KeywordsOf, NonNegative, Positive, Whole, checked
+from patterning_fast.domains import Holds, NotZero
 from patterning_fast.engine.identity import Identity, code_name, coordinates, digest
 from patterning_fast.engine.sample import sample
 from patterning_fast.patterning.inversion import invert
@@ -43,6 +45,7 @@ REFUSALS = 3
 
 
 @dataclass(frozen=True)
+@checked
 class PosteriorSampling:
     """How μ and χ of a model in training are estimated: `sample` around its parameters, on the data it is trained on.
 
@@ -50,8 +53,8 @@ class PosteriorSampling:
     """
 
     sampler: Sampler
-    n_beta: float
-    localization: float
+    n_beta: NonNegative
+    localization: NonNegative
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of `sample`: components, chains, draws, ..."""
 
@@ -67,6 +70,7 @@ class PosteriorSampling:
 
 
 @dataclass(frozen=True)
+@checked
 class AdaptiveRun:
     """What became of training towards a trajectory."""
 
@@ -78,21 +82,22 @@ class AdaptiveRun:
     """ρ of the last decision; None for all 1."""
 
 
+@checked
 def train_towards(
     model: nn.Module,
     data: Batch,
     loss: Loss,
     trajectory: Trajectory,
     *,
-    replan: int | Sequence[int],
+    replan: Count | Annotated[Sequence[Whole], Holds(1)],
     estimate: PosteriorSampling | Callable[[nn.Module], Estimates],
-    strength: float,
-    gain: float = 1.0,
-    hold: float = 1.0,
+    strength: Positive,
+    gain: Positive = 1.0,
+    hold: Annotated[float, NotZero()] = 1.0,
     coordinate: str = "mu",
     inversion: Mapping[str, Any] | None = None,
-    steps: int,
-    **training: Any,
+    steps: Count,
+    **training: Annotated[Any, KeywordsOf(train)],
 ) -> AdaptiveRun:
     """Train `model` in place, on weights planned to lead structural coordinates μ_C = E_C[φ] along a trajectory.
 
@@ -212,11 +217,6 @@ class Controller:
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError or TypeError for what cannot work, as far as it can be told without an estimate."""
-        for name, value in (("strength", self.strength), ("gain", self.gain)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number > 0, got {value}")
-        if not math.isfinite(self.hold) or self.hold == 0:
-            raise ValueError(f"hold must be a finite number, not 0, got {self.hold}")
         if taken := sorted({"chi", "target", "strength"} & self.inversion.keys()):
             raise ValueError(f"inversion must leave {' and '.join(taken)} to train_towards, which has its own")
         inspect.signature(invert).bind_partial(**self.inversion)

@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from patterning_fast.arguments import Count, Whole, checked
 from patterning_fast.patterning.modes import Mode
 
 Texts = Sequence[Any] | np.ndarray | Tensor
 """Samples by index: strings, or token ids, or strings of tokens."""
 
 
+@checked
 def extreme_data(
     mode: Mode,
     texts: Texts | Mapping[str, Texts],
     decode: Callable[[Any], str] = "".join,
     *,
-    count: int = 8,
-    context: int = 64,
+    count: Count = 8,
+    context: Whole = 64,
 ) -> list[dict[str, Any]]:
     """The `count` data a mode loads on most, and the `count` it loads on least, as rows of a table.
 
@@ -35,8 +37,6 @@ def extreme_data(
     so far and the token, or the sample's text. Raises ValueError for a count that is not positive, and for texts that
     lack a probe, sample or token the mode is about.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
     loadings = mode.data.values
     order = loadings.argsort()
     chosen = [*order[::-1][:count], *order[:count]]

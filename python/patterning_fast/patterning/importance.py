@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import Positive, checked
+from patterning_fast.domains import Holds
 from patterning_fast.patterning.agreement import agreement, check_comparison, predicted_names
 from patterning_fast.patterning.plan import Plan
 from patterning_fast.posterior.observables import PHI
@@ -18,8 +21,13 @@ LEAST_SHARE = 0.1
 """Effective share of the draws below which a few of them decide."""
 
 
+@checked
 def importance_check(
-    plan: Plan, traces: str | Path, *, fractions: Sequence[float] = (0.25, 0.5, 1.0), tolerance: float = 0.25
+    plan: Plan,
+    traces: str | Path,
+    *,
+    fractions: Annotated[Sequence[Positive], Holds(1)] = (0.25, 0.5, 1.0),
+    tolerance: Positive = 0.25,
 ) -> xr.Dataset:
     """What `verify` returns, without sampling: from the traces of a run, its draws weighted by importance.
 

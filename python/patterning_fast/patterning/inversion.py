@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import Positive, checked
 from patterning_fast.patterning.constraints import Constraints, constrained
 from patterning_fast.patterning.estimates import Estimates, by_datum, by_unit
 from patterning_fast.patterning.modes import Mode
@@ -32,11 +33,12 @@ from patterning_fast.posterior.observables import PHI
 NegativeWeights = Literal["allow", "clip", "project"]
 
 
+@checked
 def invert(
     chi: xr.Dataset,
     target: Target,
     *,
-    strength: float | None = None,
+    strength: Positive | None = None,
     negative_weights: NegativeWeights = "project",
     regularization: Regularization = "wiener",
     constraints: Constraints | None = None,
@@ -74,7 +76,7 @@ def invert(
         ValueError: unknown components, a target that is zero, a strength that is not positive, or missing with a
             direction or function; χ with missing values; constraints that contradict `negative_weights`.
     """
-    check_arguments(chi, target, strength, negative_weights, regularization, constraints)
+    check_arguments(chi, target, strength, negative_weights, constraints)
     estimates, codes = (by_datum(chi), None) if unit is None else by_unit(chi, unit)
     names = [str(name) for name in chi["component"].values]
     response = response_of(estimates.chi, estimates.counts, float(chi.attrs["n_beta"]))
@@ -162,21 +164,12 @@ def check_arguments(
     target: Target,
     strength: float | None,
     negative_weights: NegativeWeights,
-    regularization: Regularization,
     constraints: Constraints | None,
 ) -> None:
     """Raise ValueError or TypeError for arguments that are wrong whatever χ says."""
     missing = {"chi", "chi_error", "chi_group"} - set(chi.data_vars)
     if missing:
         raise ValueError(f"expected the dataset that susceptibilities() returns; {sorted(missing)} are missing")
-    if negative_weights not in get_args(NegativeWeights):
-        raise ValueError(f"negative_weights must be one of {get_args(NegativeWeights)}, got {negative_weights!r}")
-    if regularization not in get_args(Regularization):
-        raise ValueError(f"regularization must be one of {get_args(Regularization)}, got {regularization!r}")
-    if strength is not None and not (math.isfinite(strength) and strength > 0):
-        raise ValueError(f"strength must be a finite number > 0, got {strength}; reverse a mode with -mode")
-    if not (isinstance(target, Mapping | Mode | xr.DataArray) or callable(target)):
-        raise TypeError(f"a target is a mapping, a mode, an array over data or a function, got {type(target).__name__}")
     if not isinstance(target, Mapping) and strength is None:
         what = {Mode: "a mode is only a direction", xr.DataArray: "an array over data is only a direction"}
         raise ValueError(f"{what.get(type(target), 'a function sets no bound')}: say how far to go with strength=")

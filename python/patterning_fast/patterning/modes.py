@@ -8,12 +8,14 @@ from typing import overload
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import Count, Seed, checked
 from patterning_fast.patterning.noise import BLOCK_BYTES, InnerProducts, inner_products
 from patterning_fast.patterning.spectrum import Spectrum, ratio
 from patterning_fast.patterning.stability import QUANTILES, stability
 
 
 @dataclass(frozen=True)
+@checked
 class Mode:
     """One mode: unit loadings on components and on data, and its singular value. `-mode` points the other way."""
 
@@ -29,6 +31,7 @@ class Mode:
 
 
 @dataclass(frozen=True)
+@checked
 class Modes:
     """The modes of a susceptibility matrix, the strongest first.
 
@@ -69,7 +72,8 @@ def check_matrix(chi: xr.Dataset) -> None:
             raise ValueError(f"{broken} values of {name} are not finite; drop their tokens first")
 
 
-def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: int | None = None, seed: int = 0) -> Modes:
+@checked
+def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: Count | None = None, seed: Seed = 0) -> Modes:
     """SVD of χ after z-scoring each component over data and, by `centre_data`, taking out each datum's mean.
 
     The mean over components is what they all share: with many components it drowns what sets them apart, and is taken
@@ -102,8 +106,6 @@ def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: int | None = None,
     """
     if chi.sizes["component"] < 2:
         raise ValueError("modes compare components: χ of at least two is needed")
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
     check_matrix(chi)
     summed = inner_products(chi)
     scale = scales(summed, chi)

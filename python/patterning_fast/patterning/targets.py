@@ -10,13 +10,14 @@ import numpy as np
 import scipy.optimize
 import xarray as xr
 
+from patterning_fast.arguments import Number, checked
 from patterning_fast.patterning.modes import Mode
 from patterning_fast.patterning.regularization import Spectrum
 from patterning_fast.patterning.response import Response, response_of
 from patterning_fast.posterior.components import FULL
 
 Objective = Callable[[xr.DataArray], float]
-Target = Mapping[str, float] | Mode | xr.DataArray | Objective
+Target = Mapping[str, Number] | Mode | xr.DataArray | Objective
 
 SHARE_ABOVE_NOISE = 0.5
 """A target must have this share of its (error-scaled) square in directions of χ that stand above the noise."""
@@ -129,6 +130,7 @@ def towards_minimum(
     return Aim(response, spectrum.rows, amounts[spectrum.kept], radius * (moves @ solved.x))
 
 
+@checked
 def between_solutions(
     favoured: xr.Dataset, other: xr.Dataset, variable: str = "contribution", component: str = FULL
 ) -> xr.DataArray:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import KeywordsOf, Positive, checked
+from patterning_fast.domains import Holds
 from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
 from patterning_fast.estimators.statistics import Statistics
@@ -17,14 +19,15 @@ from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.langevin import Sampler
 
 
+@checked
 def verify(
     plan: Plan,
     posterior: LocalPosterior,
     sampler: Sampler,
     *,
-    fractions: Sequence[float] = (0.25, 0.5, 1.0),
-    tolerance: float = 0.25,
-    **sampling: Any,
+    fractions: Annotated[Sequence[Positive], Holds(1)] = (0.25, 0.5, 1.0),
+    tolerance: Positive = 0.25,
+    **sampling: Annotated[Any, KeywordsOf(sample)],
 ) -> xr.Dataset:
     """Predicted against realised dμ `[strength, component]` when the posterior's data are weighted by the plan.
 
@@ -48,7 +51,7 @@ def verify(
     posterior with weights of its own, an observable that is not sampled, and `checkpoint` or `traces`, which are of
     one run; ChainDivergedError where all chains diverge without the plan's weights.
     """
-    fractions = check_comparison(plan, posterior.n_beta, fractions, tolerance)
+    fractions = check_comparison(plan, posterior.n_beta, fractions)
     if posterior.weights is not None:
         raise ValueError("the posterior has weights of its own: pass the one without, which χ is of")
     if kept := sorted({"checkpoint", "traces"} & sampling.keys()):

@@ -35,7 +35,6 @@ class Component:
             if index is not None:
                 check_index(self.name, parameter, index)
 
-    @checked
     def size(self, parameters: Mapping[str, Tensor]) -> int:
         """Number of coordinates that move."""
         return sum(

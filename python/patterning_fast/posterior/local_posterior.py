@@ -16,6 +16,7 @@ from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
 from patterning_fast.posterior.weights import weights_for
 
 
+@checked
 @made_by("make one with pf.LocalPosterior(model, loss, data, n_beta=..., localization=...)")
 class LocalPosterior:
     """p(w) ∝ exp(−n_beta·L_ρ(w) − (localization/2)·|w − w*|²) around the weights w* that `model` has now.
@@ -33,7 +34,6 @@ class LocalPosterior:
             n_beta or localization out of range, losses that are reduced, weights that do not fit the losses.
     """
 
-    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -61,7 +61,6 @@ class LocalPosterior:
         """n: the samples or tokens that L_n is a mean over."""
         return sample_count(self.data) * math.prod(self.loss_shape(self.data))
 
-    @checked
     def loss_shape(self, data: Data) -> tuple[int, ...]:
         """Shape of one sample's losses: () or (tokens,)."""
         return loss_shape(self.model, self.loss, data)
@@ -70,7 +69,6 @@ class LocalPosterior:
         """L_ρ on a minibatch: the mean of ρ·l of the given `samples`, whose data are `batch`."""
         return weighted_mean(self.loss, model, batch, None if self.weights is None else self.weights[samples])
 
-    @checked
     def reweighted(self, weights: Tensor | xr.DataArray) -> LocalPosterior:
         """The same posterior with weights ρ."""
         return LocalPosterior(

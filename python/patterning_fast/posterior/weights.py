@@ -11,6 +11,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from patterning_fast.arguments import Labels, checked
+
 SHOWN = 5
 """Names an error lists before it only counts them."""
 
@@ -93,7 +95,8 @@ def placed(weights: xr.DataArray, shape: tuple[int, ...]) -> npt.NDArray[np.floa
     return result
 
 
-def spread_weights(weights: xr.DataArray, groups: npt.ArrayLike) -> xr.DataArray:
+@checked
+def spread_weights(weights: xr.DataArray, groups: Labels) -> xr.DataArray:
     """ρ of each sample or token, from weights of the documents, domains or other groups that they belong to.
 
     Args:

@@ -7,6 +7,8 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
+from patterning_fast.arguments import checked
+
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
     "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .7rem;border-bottom:1px solid #ddd;"
@@ -15,6 +17,7 @@ STYLE = (
 )
 
 
+@checked
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole page from parts that are HTML already."""
     return (
@@ -23,20 +26,24 @@ def page(title: str, parts: Sequence[str]) -> str:
     )
 
 
+@checked
 def heading(text: str) -> str:
     return f"<h2>{html.escape(text)}</h2>"
 
 
+@checked
 def paragraph(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
+@checked
 def picture(png: bytes, caption: str) -> str:
     data = base64.b64encode(png).decode()
     text = html.escape(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
+@checked
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """A table of rows with the same keys; floats to three digits."""
     head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
@@ -46,6 +53,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
+@checked
 def text_table(rows: Sequence[Mapping[str, object]]) -> str:
     """The same table for a terminal."""
     cells = [list(rows[0]), *[[shown(value) for value in row.values()] for row in rows]]
@@ -55,6 +63,7 @@ def text_table(rows: Sequence[Mapping[str, object]]) -> str:
     )
 
 
+@checked
 def shown(value: object) -> str:
     """A cell: floats to three digits, a dash for NaN."""
     if not isinstance(value, float):

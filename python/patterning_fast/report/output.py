@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from patterning_fast.arguments import Bytes, checked
+
 RESULTS = "results.json"
 """The file that marks a folder as one of ours, and that a new run may replace."""
 
 
 @contextmanager
-def output_folder(target: Path, expected_bytes: int) -> Iterator[Path]:
+@checked
+def output_folder(target: Path, expected_bytes: Bytes) -> Iterator[Path]:
     """A folder to write in, moved to `target` once all is written; removed if anything goes wrong, Ctrl-C included.
 
     Raises OSError before any work where `target` cannot be written or `expected_bytes` do not fit, and

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
+from patterning_fast.arguments import checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.domains import made_by
 from patterning_fast.ops.checks import check_tensor
 
 
 @dataclass
+@checked
 class LangevinState:
     """What an update reads and moves beside the bank: float32 `[rows]` where nothing else is said."""
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
-from patterning_fast.arguments import Positive, checked
+from patterning_fast.arguments import Positive, Seed, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.domains import Within
 from patterning_fast.samplers import langevin
@@ -31,7 +31,7 @@ class RMSPropSGLD:
     stability: Positive = 0.1
     bias_correction: bool = True
 
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank, its second moment 0; the tensors are float32 `[rows]`."""
         state = langevin.init(bank, lr, n_beta, localization, seed)
         state.memory = torch.zeros_like(bank.params)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
-from patterning_fast.arguments import Positive, Share, checked
+from patterning_fast.arguments import Positive, Seed, Share, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.samplers import langevin
 from patterning_fast.samplers.langevin import LangevinState
@@ -26,7 +26,7 @@ class SGHMC:
     lr: Positive
     friction: Share = 0.1
 
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank, its momentum 0; the tensors are float32 `[rows]`."""
         state = langevin.init(bank, lr, n_beta, localization, seed)
         state.memory = torch.zeros_like(bank.params)

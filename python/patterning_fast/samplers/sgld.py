@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
-from patterning_fast.arguments import Positive, checked
+from patterning_fast.arguments import Positive, Seed, Whole, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.samplers import langevin
 from patterning_fast.samplers.langevin import LangevinState
@@ -28,7 +28,7 @@ class SGLD:
     lr: Positive
     gradient_noise_correction: bool = False
 
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""
         return langevin.init(bank, lr, n_beta, localization, seed)
 
@@ -44,7 +44,7 @@ class SGLD:
     def rule(self, state: LangevinState) -> None:
         """None: `langevin_step`'s own."""
 
-    def update_row(self, bank: ChainBank, state: LangevinState, row: int, per_sample_grads: Tensor) -> Tensor:
+    def update_row(self, bank: ChainBank, state: LangevinState, row: Whole, per_sample_grads: Tensor) -> Tensor:
         """One corrected step of one chain, at `state.step`, which is left to the caller to advance after all rows.
 
         `per_sample_grads` is `[batch, params of the row]`, of samples drawn with replacement. Returns the row's

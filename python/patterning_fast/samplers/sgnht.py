@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
-from patterning_fast.arguments import NonNegative, Positive, checked
+from patterning_fast.arguments import NonNegative, Positive, Seed, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.ops.reference.philox import INDEX_BITS
 from patterning_fast.samplers import langevin
@@ -32,7 +32,7 @@ class SGNHT:
     lr: Positive
     diffusion: NonNegative = 0.01
 
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank; the tensors are float32 `[rows]`.
 
         The momentum is standard normal, a pure function of (seed, chain id), and opposite in the two chains of an

@@ -20,6 +20,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from patterning_fast.arguments import checked
 from patterning_fast.tasks.packages import Package
 
 MOLECULES = 100
@@ -32,6 +33,7 @@ Reader = Callable[[list[Path]], Iterator[str]]
 
 
 @dataclass(frozen=True)
+@checked
 class Corpus:
     """A domain of text."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from patterning_fast.arguments import Count, checked
 from patterning_fast.durable import flush_to_disk
 from patterning_fast.tasks.found_text import Contexts, plain_windows
 from patterning_fast.tasks.tokenizer import hash_of, train_tokenizer
@@ -24,6 +25,7 @@ DOCUMENTS = 256
 
 
 @dataclass(frozen=True)
+@checked
 class TokenizedDomains:
     """Domains as rows of tokens, one document after another."""
 
@@ -64,7 +66,8 @@ class TokenizedDomains:
         return tokens[edge:] if held_out else tokens[:edge]
 
 
-def tokenized(domains: Mapping[str, Iterable[str]], vocabulary: int, most: int, cache: Path) -> TokenizedDomains:
+@checked
+def tokenized(domains: Mapping[str, Iterable[str]], vocabulary: Count, most: Count, cache: Path) -> TokenizedDomains:
     """The first `most` tokens of each domain, by a tokenizer of `vocabulary` tokens that learns from them.
 
     Both are kept in the folder `cache`, by the hash of what the tokenizer learns from.

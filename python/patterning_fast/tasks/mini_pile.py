@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from patterning_fast.arguments import checked
 from patterning_fast.durable import flush_to_disk
 from patterning_fast.tasks.corpora import CORPORA, Corpus
 from patterning_fast.tasks.packages import Package, PackageError, fetched, unpacked, version_of
@@ -38,6 +39,7 @@ class MiniPile(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class Documents:
     """The documents of a Parquet file, read anew each time they are gone through."""
 
@@ -55,6 +57,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patterning_fast" / "mini-pile"
 
 
+@checked
 def mini_pile(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] = CORPORA) -> MiniPile:
     """Every domain that can be had, kept in the folder `cache`; what is there and whole is not fetched again.
 
@@ -94,6 +97,7 @@ def mini_pile(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] 
     return MiniPile({name: file_of(cache, name) for name in corpora if name in manifest}, missing)
 
 
+@checked
 def cached(cache: Path) -> dict[str, Documents]:
     """The domains that are there, by name; raises FileNotFoundError, with what to do, where there are none."""
     found = {name: Documents(file_of(cache, name)) for name in read_manifest(cache) if file_of(cache, name).exists()}
@@ -102,6 +106,7 @@ def cached(cache: Path) -> dict[str, Documents]:
     return found
 
 
+@checked
 def main(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] = CORPORA) -> str:
     """Fill the cache; what to print. Raises RuntimeError where not one domain could be had."""
     pile = mini_pile(cache, progress, corpora)

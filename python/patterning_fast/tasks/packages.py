@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from patterning_fast.arguments import checked
+
 FETCHING = {
     "pip": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"],
     "apt": ["apt-get", "download", "--quiet"],
@@ -25,6 +27,7 @@ class PackageError(RuntimeError):
 
 
 @dataclass(frozen=True)
+@checked
 class Package:
     """What to ask a package manager for."""
 
@@ -42,6 +45,7 @@ class Package:
         return f"{self.name}{'@' if self.manager == 'npm' else '=='}{self.version}"
 
 
+@checked
 def fetched(package: Package, folder: Path) -> Path:
     """The archive of a package in `folder`, fetched where it is not there yet; never half of one.
 
@@ -74,6 +78,7 @@ def run(tool: str, command: list[str], folder: Path) -> None:
         raise PackageError(f"{tool}: {(errors or said)[-1]}")
 
 
+@checked
 def version_of(archive: Path) -> str:
     """The version that an archive's name tells: of a wheel, a Debian package or npm's."""
     if archive.suffix == ".tgz":
@@ -81,6 +86,7 @@ def version_of(archive: Path) -> str:
     return archive.name.split("_" if archive.suffix == ".deb" else "-")[1].replace("%3a", ":")
 
 
+@checked
 def unpacked(archive: Path, pattern: str, folder: Path) -> list[Path]:
     """The files of an archive whose names match, laid out in `folder`, sorted; raises PackageError where none do."""
     if archive.suffix == ".whl":

@@ -13,24 +13,26 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from patterning_fast import ops
+from patterning_fast.arguments import Count, Seed, checked
 from patterning_fast.posterior.components import full
 from patterning_fast.posterior.data import check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
 from patterning_fast.posterior.losses import Batch, Loss
 
 
+@checked
 def train_replicas(
     model: nn.Module,
     initial: Tensor,
     data: Batch,
     loss: Loss,
     *,
-    steps: int,
-    batch_size: int,
+    steps: Count,
+    batch_size: Count,
     optimizer: Callable[[list[Tensor]], Optimizer],
     weights: Tensor | None = None,
-    snapshots: int = 1,
-    seed: int = 0,
+    snapshots: Count = 1,
+    seed: Seed = 0,
     progress: bool = True,
 ) -> xr.Dataset:
     """Train copies of a stack of dense layers from `initial` under each weighting of the data, all at once.

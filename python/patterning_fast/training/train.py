@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
 
 import torch
 import xarray as xr
@@ -16,6 +14,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
+from patterning_fast.arguments import Count, NonNegative, Positive, Seed, Whole, checked
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import Precision, computing_in
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, take, to_device
@@ -25,6 +24,7 @@ from patterning_fast.training.minibatches import Minibatches, Weighting
 from patterning_fast.training.state import Metrics, Reweighing, TrainingState, training_identity
 
 
+@checked
 def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor | None = None) -> Tensor:
     """Σρl / Σρ, a scalar; `losses` and `weights` have the same shape (arXiv:2601.13548).
 
@@ -36,30 +36,31 @@ def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor 
     return (losses * weights).sum() / (weights.sum() if total_weight is None else total_weight)
 
 
+@checked
 def train(
     model: nn.Module,
     data: Batch,
     loss: Loss,
     *,
-    steps: int,
-    batch_size: int,
-    lr: float,
+    steps: Count,
+    batch_size: Count,
+    lr: Positive,
     weights: Tensor | xr.DataArray | None = None,
     weighting: Weighting = "loss",
     reweighing: Reweighing | None = None,
-    weight_decay: float = 0.0,
+    weight_decay: NonNegative = 0.0,
     optimizer: Callable[..., Optimizer] = AdamW,
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
-    max_grad_norm: float | None = None,
+    max_grad_norm: Positive | None = None,
     precision: Precision = "float32",
-    seed: int = 0,
+    seed: Seed = 0,
     checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: NonNegative = 60.0,
     metrics: Metrics | None = None,
-    metrics_every: int = 50,
+    metrics_every: Count = 50,
     progress: bool = True,
     description: str = "training",
-    position: int = 0,
+    position: Whole = 0,
 ) -> list[dict[str, float]]:
     """Train `model` in place on minibatches whose loss is in expectation Σρl/Σρ of the data.
 
@@ -86,14 +87,6 @@ def train(
     training loss is no longer finite, BlockingIOError or OSError for a folder in use or one that cannot be written.
     """
     check_data("data", data, model)
-    for name, value in (
-        ("steps", steps), ("batch_size", batch_size), ("metrics_every", metrics_every), ("lr", lr),
-        ("max_grad_norm", max_grad_norm),
-    ):  # fmt: skip
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be > 0, got {value}")
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
     if weights is not None and reweighing is not None:
         raise ValueError("weights are given, and reweighing decides on them: leave one of the two out")
     device = next(model.parameters()).device

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from patterning_fast.arguments import checked
 from patterning_fast.durable import flush_to_disk
 from patterning_fast.engine.identity import differences, digest
 from patterning_fast.patterning.plan import Plan
@@ -28,6 +29,7 @@ CONTENT = "sample_hash"
 """Column that tells a sample by what it holds, wherever it stands."""
 
 
+@checked
 def save_weights(path: str | Path, weights: Plan | xr.DataArray, data: Batch) -> None:
     """Write weights as Parquet, whole or not at all: a row each, with its coordinates and a hash of its sample.
 
@@ -67,6 +69,7 @@ def save_weights(path: str | Path, weights: Plan | xr.DataArray, data: Batch) ->
     flush_to_disk(path.parent)
 
 
+@checked
 def load_weights(path: str | Path, data: Batch) -> xr.DataArray:
     """Weights as `save_weights` wrote them, with coordinates and attributes.
 
