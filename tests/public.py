@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import patterning_fast as pf
 
 ROOT = Path(__file__).parents[1]
-TOOLS = ("models", "report", "tasks", "training", "posterior.losses")
+TOOLS = ("models", "report", "tasks", "posterior.losses", "recipes.recipe", "training.side_by_side")
 """Packages without `__all__`: of their functions and classes those are public that are used outside their module."""
 
 
+@functools.cache
 def public() -> dict[str, Any]:
     """Functions, classes and methods by name, as `train.train` or `Statistics.llc`."""
     found = {}
@@ -32,7 +33,7 @@ def exported() -> dict[str, Any]:
     """Functions and classes."""
     of_package = {name: getattr(pf, name) for name in pf.__all__}
     of_ops = {f"ops.{name}": getattr(pf.ops, name) for name in pf.ops.__all__}
-    found = of_package | of_ops | {name: each for name, each in tools()}
+    found = of_package | of_ops | dict(tools())
     return {name: each for name, each in found.items() if inspect.isfunction(each) or inspect.isclass(each)}
 
 
@@ -72,8 +73,3 @@ def methods(cls: type) -> Iterator[tuple[str, Any]]:
                 function = member.__func__ if isinstance(member, staticmethod | classmethod) else member
                 if not name.startswith("_") and inspect.isfunction(function) and name != "domains":
                     yield name, function
-
-
-def modules() -> list[ModuleType]:
-    """All modules of the library."""
-    return [importlib.import_module(each.name) for each in pkgutil.walk_packages(pf.__path__, "patterning_fast.")]

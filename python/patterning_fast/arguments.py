@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 import numpy.typing as npt
 import torch
 
-from patterning_fast.domains import Domain, Holds, Kind, Limit, Mend, Refused, Within, domain_of, shown
+from patterning_fast.domains import Domain, Holds, Kind, Limit, Mend, OrNaN, Refused, Within, domain_of, shown
 
 Checked = TypeVar("Checked", bound=Callable[..., object])
 
@@ -39,6 +39,7 @@ Seed = Annotated[int, Within(least=0), Limit(2**63 - 1)]
 Number = Annotated[float, Limit(LARGEST_FLOAT32, SMALLEST_FLOAT32)]
 Positive = Annotated[float, Within(above=0), Limit(LARGEST_FLOAT32, SMALLEST_FLOAT32)]
 NonNegative = Annotated[float, Within(least=0), Limit(LARGEST_FLOAT32, SMALLEST_FLOAT32)]
+Estimate = Annotated[float, OrNaN()]
 Share = Annotated[float, Within(above=0, most=1)]
 Name = Annotated[str, Holds(1)]
 
@@ -150,11 +151,10 @@ def check_class(cls: Any) -> Any:
         return {name: domain_of(hints[name]) for name in own}
 
     def read_fields(self: Any) -> None:
-        for name, domain in domains().items():
-            value = getattr(self, name)
-            read = argument(cls.__name__, name, domain, value, None)
-            if read is not value:
-                object.__setattr__(self, name, read)
+        known = domains()
+        for name, value in list(vars(self).items()):
+            if name in known:
+                object.__setattr__(self, name, argument(cls.__name__, name, known[name], value, None))
         if after:
             after(self)
 

@@ -154,6 +154,11 @@ class Kind:
 
 
 @dataclass(frozen=True)
+class OrNaN:
+    """A number that is NaN, or infinite, where it is not known."""
+
+
+@dataclass(frozen=True)
 class Mend:
     """How to come by such a thing: the last part of a refusal."""
 
@@ -187,9 +192,10 @@ class Domain:
 
 @dataclass(frozen=True)
 class NumberDomain(Domain):
-    """An int (`whole`) or a finite float."""
+    """An int (`whole`) or a float, finite unless it `may_be_nan`."""
 
     whole: bool = True
+    may_be_nan: bool = False
 
     @property
     def example(self) -> str:
@@ -212,7 +218,7 @@ class NumberDomain(Domain):
                 number = float(number)
             except OverflowError:
                 number = math.inf
-            if not math.isfinite(number):
+            if not (self.may_be_nan or math.isfinite(number)):
                 raise Refused(ValueError, value, self)
         return number
 
@@ -258,7 +264,7 @@ class ProtocolDomain(Domain):
         mend = MENDS.get(qualified(self.cls), "")
         if isinstance(value, type):
             raise Refused(TypeError, value, self, f"that is a class: make one with {value.__name__}(...)")
-        lacking = [name for name in self.members if not hasattr(value, name)]
+        lacking = [name for name in self.members if not (hasattr(type(value), name) or hasattr(value, name))]
         if lacking:
             has = f"it has no {', '.join(lacking)}" if len(lacking) < len(self.members) else ""
             raise Refused(TypeError, value, self, "; ".join(filter(None, (has, mend))))
@@ -479,7 +485,7 @@ def domain_of(hint: Any) -> Domain:
         return RecordDomain(f"a dict of {cls.__name__}", dict, fields_of(cls), cls.__required_keys__)
     if cls is object:
         return Domain()
-    if not isinstance(cls, type):
+    if not isinstance(cls, type) or cls is Any:
         raise TypeError(f"{hint} declares no domain: name a class, or add conditions with Annotated")
     article = "an" if cls.__name__[0] in "AEIO" else "a"
     if getattr(cls, "_is_protocol", False):
@@ -513,6 +519,8 @@ def conditioned(hint: Any) -> Domain:
         if not conditions:
             raise TypeError(f"{hint} declares no domain: say why with Anything")
         return Conditioned(conditions[0].expected, Domain(), conditions, mend)
+    if any(isinstance(each, OrNaN) for each in metadata):
+        return NumberDomain("a number or NaN", whole=False, may_be_nan=True)
     domain = domain_of(inner)
     texts = [each.expected for each in conditions if not isinstance(each, Limit)]
     between = " " if isinstance(domain, NumberDomain) else ", "

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from patterning_fast.arguments import Count, KeywordsOf, NonNegative, Positive, Whole, checked
+from patterning_fast.arguments import Count, Estimate, KeywordsOf, NonNegative, Positive, Whole, checked
 from patterning_fast.domains import Holds, NotZero
 from patterning_fast.engine.identity import Identity, code_name, coordinates, digest
 from patterning_fast.engine.sample import sample
@@ -76,7 +76,7 @@ class AdaptiveRun:
 
     decisions: xr.Dataset
     """A row for every decision and a last one for the end, see `train_towards`."""
-    history: list[dict[str, float]]
+    history: list[dict[str, Estimate]]
     """The rows of metrics that `train` returns."""
     weights: xr.DataArray | None
     """ρ of the last decision; None for all 1."""

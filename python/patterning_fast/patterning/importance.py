@@ -51,7 +51,7 @@ def importance_check(
     if not Path(traces).exists():
         raise FileNotFoundError(f"no traces at {traces}: write them with sample(..., traces=path)")
     with xr.open_datatree(traces, engine="zarr") as tree:
-        fractions = check_comparison(plan, float(tree.attrs["n_beta"]), fractions, tolerance)
+        fractions = check_comparison(plan, float(tree.attrs["n_beta"]), fractions)
         losses, change = tracked_losses(plan, tree)
         traced_phi = tree["/chains"].to_dataset()["phi"]
         names = predicted_names(plan, traced_phi["component"].values.tolist())

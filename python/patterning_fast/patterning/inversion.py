@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import xarray as xr
 
 from patterning_fast.arguments import Positive, checked
+from patterning_fast.domains import Mend
 from patterning_fast.patterning.constraints import Constraints, constrained
 from patterning_fast.patterning.estimates import Estimates, by_datum, by_unit
 from patterning_fast.patterning.modes import Mode
@@ -38,7 +39,7 @@ def invert(
     chi: xr.Dataset,
     target: Target,
     *,
-    strength: Positive | None = None,
+    strength: Annotated[Positive | None, Mend("reverse a mode with -mode")] = None,
     negative_weights: NegativeWeights = "project",
     regularization: Regularization = "wiener",
     constraints: Constraints | None = None,

@@ -8,7 +8,7 @@ from typing import overload
 import numpy as np
 import xarray as xr
 
-from patterning_fast.arguments import Count, Seed, checked
+from patterning_fast.arguments import Count, Estimate, Seed, checked
 from patterning_fast.patterning.noise import BLOCK_BYTES, InnerProducts, inner_products
 from patterning_fast.patterning.spectrum import Spectrum, ratio
 from patterning_fast.patterning.stability import QUANTILES, stability
@@ -21,8 +21,8 @@ class Mode:
 
     components: xr.DataArray
     data: xr.DataArray
-    singular_value: float
-    singular_value_error: float
+    singular_value: Estimate
+    singular_value_error: Estimate
     above_floor: bool
     """Whether its singular value is more than that of noise alone."""
 

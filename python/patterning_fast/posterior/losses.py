@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patterning_fast import ops
-from patterning_fast.arguments import checked
+from patterning_fast.arguments import explained
 from patterning_fast.domains import Holds, Mend
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior.decoders import LogitFactors, logit_factors
@@ -27,7 +27,7 @@ Probes = Annotated[Mapping[str, Data], Mend("name each set of samples: probes={'
 """Samples by name, whose losses are tracked."""
 
 
-@checked
+@explained
 def next_token(model: nn.Module, batch: Batch) -> Tensor:
     """Cross entropy of each next token: tokens `[batch, T + 1]` to `[batch, T]`.
 
@@ -75,21 +75,21 @@ def flat_factors(model: nn.Module, tokens: Tensor) -> LogitFactors | None:
     )
 
 
-@checked
+@explained
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Cross entropy of class logits: `(x, classes [batch])` to `[batch]`."""
     x, classes = batch
     return F.cross_entropy(model(x), classes, reduction="none")
 
 
-@checked
+@explained
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     """½|model(x) − y|² of each sample: `(x, y)` to `[batch]`."""
     x, y = batch
     return 0.5 * (model(x) - y).square().flatten(1).sum(1)
 
 
-@checked
+@explained
 def weighted_mean(loss: Loss, model: nn.Module, batch: Batch, weights: Tensor | None) -> Tensor:
     """Mean of ρ·l over a batch, a 0-d tensor to differentiate; `weights` ρ are shaped as the losses, None for all 1."""
     tokens, labels = inputs_and_labels(batch) if loss is next_token else (None, None)

@@ -13,10 +13,12 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from patterning_fast.arguments import checked
+from patterning_fast.domains import Anything
 from patterning_fast.recipes.findings import summary, write
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.report.output import output_folder
@@ -26,11 +28,12 @@ EXPECTED_BYTES = 2**26
 
 
 @dataclass(frozen=True)
+@checked
 class Recipe:
     """A recipe's module and the settings to run it with."""
 
     module: ModuleType
-    settings: Any
+    settings: Annotated[Any, Anything("of the module's own class, made by it")]
     """The module's own `Settings`, a dataclass whose fields all have defaults."""
     did_not_work: list[str]
     """What was tried at other settings, in sentences."""
@@ -74,6 +77,7 @@ def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
+@checked
 def run_file(path: Path, out: Path | None, quick: bool) -> str:
     """Run the recipe of a file into the folder `out`, results/NAME if None; a summary for the terminal.
 
@@ -83,6 +87,7 @@ def run_file(path: Path, out: Path | None, quick: bool) -> str:
     return run(read_recipe(path, quick), out or Path("results") / (path.stem + ("-quick" if quick else "")), command)
 
 
+@checked
 def run(recipe: Recipe, out: Path, command: str) -> str:
     """Run a recipe into the folder `out` and return a summary for the terminal.
 
