@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
+import pkgutil
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -66,6 +67,16 @@ def test_every_parameter_has_a_domain_that_is_checked(name: str) -> None:
             assert parameter.name in declared
 
 
+def test_all_that_is_checked_can_be() -> None:
+    """Beyond what is public too: an annotation that says nothing fails here, and not in a call."""
+    for found in pkgutil.walk_packages(pf.__path__, "patterning_fast."):
+        if "triton" not in found.name and "_C" not in found.name:
+            module = importlib.import_module(found.name)
+            for each in vars(module).values():
+                if getattr(each, "__module__", "") == found.name and hasattr(each, "domains"):
+                    each.domains()
+
+
 @pytest.mark.parametrize("name", HELD)
 def test_what_lies_outside_a_domain_is_refused_in_three_parts(name: str) -> None:
     function = HELD[name]
@@ -96,6 +107,8 @@ def call(function: Any, parameter: str, value: object) -> None:
     else:
         function(**{parameter: value})
 
+
+DEFAULT: dict[str, Any] = {"sampler": pf.SGLD(1e-4), "progress": False}
 
 # What domains hold, by kind.
 
@@ -210,7 +223,7 @@ def test_keywords_are_those_of_the_function_that_gets_them() -> None:
 )  # fmt: skip
 def test_sample_says_what_is_wrong(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        pf.sample(**{"posterior": language_posterior(), "sampler": pf.SGLD(1e-4), "progress": False} | arguments)
+        pf.sample(**DEFAULT | {"posterior": language_posterior()} | arguments)
 
 
 def test_a_rate_twice_is_refused_by_calibrate() -> None:
@@ -248,9 +261,9 @@ def test_a_subclass_of_a_sampler_is_held_to_its_fields() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"lr": "0.1"}, {"lr": math.nan}, {"n_beta": True}, {"seed": -1}, {"step": 2**40}])
-def test_an_op_refuses_what_it_would_take_for_something_else(wrong: Mapping[str, Any]) -> None:
+def test_an_op_refuses_what_it_would_take_for_something_else(wrong: dict[str, Any]) -> None:
     params = torch.zeros(2, 3)
-    arguments = {"lr": 0.1, "n_beta": 1.0, "localization": 1.0, "seed": 0, "step": 0} | wrong
+    arguments: dict[str, Any] = {"lr": 0.1, "n_beta": 1.0, "localization": 1.0, "seed": 0, "step": 0} | wrong
     with pytest.raises((TypeError, ValueError), match=f"langevin_step: {next(iter(wrong))} must"):
         pf.ops.langevin_step(params, torch.zeros(2, 3), torch.zeros(3), **arguments)
     assert not params.any()

@@ -158,7 +158,7 @@ def test_diverging_chains_are_named_with_what_to_change() -> None:
         ({"burn_in": -1}, "burn_in must be a whole number >= 0, got -1"),
         ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
         ({"steps_between_draws": 0}, "steps_between_draws must be a whole number >= 1"),
-        ({"loss_samples": 0}, "loss_samples must be a whole number >= 1"),
+        ({"loss_samples": 0}, "loss_samples must be a Tensor or a whole number >= 1, or None"),
         ({"seed": -1}, "seed must be a whole number >= 0"),
         ({"chains": 1}, "at least 2 independent chains"),
         ({"components": pf.layers(nn.Sequential(nn.Linear(2, 2)))}, "which the model lacks"),

@@ -116,6 +116,7 @@ def linear_response(
     resolved = resolve_components(posterior.model, components)
     resolved = [each for each in resolved if each.name != FULL or not components or FULL in components]
     plan = chain_plan(resolved, chains, False, chains, (setting,))
+    options.check_memory(plan, posterior)
     sets, _ = lay_out_sets(posterior, probes, None, seed)
     indices = loss_indices(posterior, loss_samples, seed)
     at_once = chains_at_once(posterior, resolved, options, trajectory_bytes)

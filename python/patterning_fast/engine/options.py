@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.engine.evaluation import Precision
+from patterning_fast.engine.memory import check_fits
 from patterning_fast.ops.reference.philox import INDEX_BITS
+from patterning_fast.posterior.data import bytes_each
+from patterning_fast.posterior.local_posterior import LocalPosterior
 
 Engine = Literal["auto", "native", "torch"]
 
@@ -41,6 +45,18 @@ class Options:
                 f"(burn_in + draws) * steps_between_draws must be below 2^{INDEX_BITS}, the steps that the noise has "
                 f"numbers for, got {steps}; take fewer"
             )
+
+    def check_memory(self, plan: ChainPlan, posterior: LocalPosterior) -> None:
+        """Raise ValueError where chains, their traces or their minibatches would not fit into memory."""
+        parameters = dict(posterior.model.named_parameters())
+        coordinates = sum(each.size(parameters) for each in plan.components) * len(plan.settings)
+        check_fits(
+            {
+                "chains": 8 * self.chains * coordinates,
+                "draws": 12 * plan.rows * self.total_draws,
+                "batch_size": self.chains * self.batch_size * (8 + bytes_each(posterior.data)),
+            }
+        )
 
     @property
     def total_draws(self) -> int:

@@ -142,6 +142,7 @@ def sample_settings(
     """`sample` at several settings in one bank; the statistics of each."""
     resolved = resolve_components(posterior.model, components)
     plan = chain_plan(resolved, options.chains, options.antithetic, options.groups, settings)
+    options.check_memory(plan, posterior)
     probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, options.seed)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
     device = next(posterior.model.parameters()).device

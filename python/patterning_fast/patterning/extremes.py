@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from patterning_fast.arguments import Count, Whole, checked
+from patterning_fast.callbacks import calling, returned
 from patterning_fast.patterning.modes import Mode
 
 Texts = Sequence[Any] | np.ndarray | Tensor
@@ -53,10 +54,10 @@ def extreme_data(
                     "give the samples χ was estimated on"
                 )
             row["position"] = at - 1
-            row["text so far"] = visible(decode(text[max(0, at - context) : at]))
-            row["token"] = visible(decode(text[at : at + 1]))
+            row["text so far"] = visible(decoded(decode, text[max(0, at - context) : at]))
+            row["token"] = visible(decoded(decode, text[at : at + 1]))
         else:
-            row["text"] = visible(decode(text))
+            row["text"] = visible(decoded(decode, text))
         rows.append(row)
     return rows
 
@@ -73,6 +74,12 @@ def text_of(texts: Texts | Mapping[str, Texts], probe: str, sample: int) -> Any:
             "give the samples χ was estimated on"
         )
     return texts[sample]
+
+
+def decoded(decode: Callable[[Any], str], text: Any) -> str:
+    """The text of a sample or of a part of it."""
+    with calling("extreme_data: decode", "make a string of a sample, or of a slice of it"):
+        return returned("extreme_data: decode", decode(text), str)
 
 
 def visible(text: str) -> str:

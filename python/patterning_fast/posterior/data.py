@@ -8,6 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.callbacks import calling, returned
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior.losses import Batch, Data, Loss
 
@@ -52,6 +53,12 @@ def check_data(name: str, data: Data, model: nn.Module) -> None:
 def sample_count(data: Data) -> int:
     """Number of samples."""
     return len(data[0] if isinstance(data, tuple) else data)
+
+
+def bytes_each(data: Data) -> int:
+    """Bytes of a sample."""
+    one = take(data, slice(0, 1))
+    return sum(each.numel() * each.element_size() for each in (one if isinstance(one, tuple) else (one,)))
 
 
 def take(data: Data, which: Tensor | slice) -> Batch:
@@ -101,9 +108,10 @@ def loss_shape(model: nn.Module, loss: Loss, data: Data) -> tuple[int, ...]:
     Raises ValueError for a loss that is reduced or has more dimensions.
     """
     few = take(data, slice(0, 2))
-    with torch.no_grad():
+    with torch.no_grad(), calling("the loss of the first samples", "take the model and a batch of such data"):
         losses = loss(model.eval(), few)
     samples = sample_count(few)
+    returned("the loss", losses, Tensor)
     if losses.dim() not in (1, 2) or len(losses) != samples:
         raise ValueError(
             f"the loss returned shape {list(losses.shape)} for {samples} samples; it must return one loss a sample "

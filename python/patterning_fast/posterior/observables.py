@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.callbacks import calling
 from patterning_fast.domains import Mend
 
 Observable = Callable[[nn.Module], Tensor]
@@ -27,7 +28,7 @@ def values_at_center(model: nn.Module, observables: Mapping[str, Observable]) ->
     for name, function in observables.items():
         if name == PHI:
             raise ValueError(f"{PHI!r} is the name of L(w) - L(w*), which is always observed: choose another")
-        with torch.no_grad():
+        with torch.no_grad(), calling(f"observables[{name!r}]", "take the model and return a tensor of one number"):
             value = function(model)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__

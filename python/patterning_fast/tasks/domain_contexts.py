@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from patterning_fast.arguments import Count, checked
+from patterning_fast.domains import Anything
 from patterning_fast.durable import flush_to_disk
 from patterning_fast.tasks.found_text import Contexts, plain_windows
 from patterning_fast.tasks.tokenizer import hash_of, train_tokenizer
@@ -29,7 +30,7 @@ DOCUMENTS = 256
 class TokenizedDomains:
     """Domains as rows of tokens, one document after another."""
 
-    tokenizer: Any
+    tokenizer: Annotated[Any, Anything("a tokenizer of an optional package")]
     """Of the package `tokenizers`."""
     tokens: dict[str, np.ndarray]
     """Domain name to its token ids, unsigned `[tokens]`, on disk."""

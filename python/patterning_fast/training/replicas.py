@@ -14,8 +14,10 @@ from tqdm import tqdm
 
 from patterning_fast import ops
 from patterning_fast.arguments import Count, Seed, checked
+from patterning_fast.callbacks import calling, returned
+from patterning_fast.engine.memory import check_fits
 from patterning_fast.posterior.components import full
-from patterning_fast.posterior.data import check_data, sample_count
+from patterning_fast.posterior.data import bytes_each, check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
 from patterning_fast.posterior.losses import Batch, Loss
 
@@ -68,17 +70,16 @@ def train_replicas(
         raise ValueError(f"weights must be [weightings, {sample_count(data)}], got {list(weights.shape)}")
     if weights is not None and not bool(weights.isfinite().all()):
         raise ValueError("weights hold values that are not finite")
-    if steps < 1 or batch_size < 1 or not 1 <= snapshots <= steps:
-        raise ValueError(
-            "steps and batch_size must be at least 1 and snapshots between 1 and steps, "
-            f"got {steps}, {batch_size} and {snapshots}"
-        )
+    if snapshots > steps:
+        raise ValueError(f"snapshots must be between 1 and steps, got {snapshots} of {steps} steps; take fewer")
     device, replicas = initial.device, len(initial)
+    check_fits({"batch_size": replicas * batch_size * (8 + bytes_each(data))})
     rhos = [None] if weights is None else list(weights.to(device, torch.float32))
     stacks = [dense_stack(model, loss, [full(model)], replicas, data, rho) for rho in rhos]
     parameters = initial.detach().repeat(len(rhos), 1, 1).requires_grad_()
     gradients = torch.zeros_like(parameters)
-    update = optimizer([parameters])
+    with calling("train_replicas: optimizer", "take a list of parameters"):
+        update = returned("train_replicas: optimizer", optimizer([parameters]), Optimizer)
     row_starts, numbers = torch.arange(replicas + 1, device=device) * size, torch.arange(replicas, device=device)
     of_minibatches, at = torch.tensor(seed, device=device), torch.tensor(0, device=device)
     kept_at = [math.ceil(steps * (index + 1) / snapshots) for index in range(snapshots)]

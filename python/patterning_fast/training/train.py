@@ -15,9 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
 from patterning_fast.arguments import Count, NonNegative, Positive, Seed, Whole, checked
+from patterning_fast.callbacks import calling, returned
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import Precision, computing_in
-from patterning_fast.posterior.data import check_data, loss_shape, sample_count, take, to_device
+from patterning_fast.engine.memory import check_fits
+from patterning_fast.posterior.data import bytes_each, check_data, loss_shape, sample_count, take, to_device
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
 from patterning_fast.training.minibatches import Minibatches, Weighting
@@ -33,6 +35,11 @@ def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor 
             times the mean of ρ over all data: then the expectation over uniform minibatches is Σρl/Σρ of all data,
             minibatches of weight 0 do no harm, and parts of a batch add up to the whole.
     """
+    if losses.shape != weights.shape:
+        raise ValueError(
+            f"weighted_loss: weights must have the shape of losses, {list(losses.shape)}, got {list(weights.shape)}; "
+            "give each loss its weight"
+        )
     return (losses * weights).sum() / (weights.sum() if total_weight is None else total_weight)
 
 
@@ -92,6 +99,7 @@ def train(
     device = next(model.parameters()).device
     data = to_device(data, str(device))
     samples = sample_count(data)
+    check_fits({"batch_size": batch_size * (8 + bytes_each(data))})
     shape = loss_shape(model, loss, data)
 
     def laid_out(weights: Tensor | xr.DataArray | None) -> Tensor | None:
@@ -99,8 +107,12 @@ def train(
 
     rho = laid_out(weights)
     minibatches = Minibatches(samples, rho, weighting, batch_size, seed)
-    update = optimizer(model.parameters(), lr=lr, weight_decay=weight_decay)
-    scheduler = schedule(update) if schedule else None
+    with calling("train: optimizer", "take parameters, lr= and weight_decay="):
+        update = returned(
+            "train: optimizer", optimizer(model.parameters(), lr=lr, weight_decay=weight_decay), Optimizer
+        )
+    with calling("train: schedule", "take the optimizer"):
+        scheduler = returned("train: schedule", schedule(update), LRScheduler) if schedule else None
     if isinstance(scheduler, ReduceLROnPlateau):
         raise TypeError("schedule must go by steps alone, and ReduceLROnPlateau wants a metric; choose another")
     state = TrainingState(model, update, scheduler, minibatches.generator, reweighing)
