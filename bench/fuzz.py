@@ -30,9 +30,8 @@ def main(minutes: float) -> int:
         while time.monotonic() - started < 60 * minutes:
             report, number = Path(folder) / f"{number}.jsonl", number + 1
             try:
-                status = subprocess.run(
-                    [sys.executable, "-m", "bench.fuzz", "round", str(number), report], timeout=HANG
-                )
+                command = [sys.executable, "-m", "bench.fuzz", "round", str(number), str(report)]
+                status = subprocess.run(command, timeout=HANG)
                 ended = "" if status.returncode == 0 else f"the process ended with {status.returncode}"
             except subprocess.TimeoutExpired:
                 ended = f"no end within {HANG} s"

@@ -129,7 +129,7 @@ def plan() -> pf.Plan:
 
 def damaged(estimates: xr.Dataset) -> list[xr.Dataset]:
     """Estimates that lack something."""
-    name = next(iter(estimates.data_vars))
+    name = str(next(iter(estimates.data_vars)))
     missing = estimates.copy(deep=True)
     missing[name].values[..., 0] = math.nan
     bare = estimates.copy()
@@ -280,7 +280,8 @@ TARGETS: dict[str, Target] = {
         lambda found: [found],
     ),
     "between_solutions": Target(
-        pf.between_solutions, lambda _: {"favoured": statistics().contributions(), "other": statistics().contributions()}
+        pf.between_solutions,
+        lambda _: {"favoured": statistics().contributions(), "other": statistics().contributions()},
     ),
     "training_response": Target(
         pf.training_response,
@@ -290,7 +291,9 @@ TARGETS: dict[str, Target] = {
         },
         lambda found: [found["chi"], found["chi_error"]],
     ),
-    "extreme_data": Target(pf.extreme_data, lambda _: {"mode": pf.modes(chi())[0], "texts": list("abcdef"), "count": 2}),
+    "extreme_data": Target(
+        pf.extreme_data, lambda _: {"mode": pf.modes(chi())[0], "texts": list("abcdef"), "count": 2}
+    ),
     "verify": Target(
         pf.verify,
         lambda _: {
@@ -379,7 +382,7 @@ def finite(value: Any) -> bool:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error was raised by a `raise` of this library, or is told to come from a function that it was given."""
+    """Whether an error was raised by a `raise` of this library, or tells of a function that it was given."""
     if any("which must" in note for note in getattr(error, "__notes__", [])):
         return True
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Whatever the public functions are given, numbers come out, or an error of ours; `python -m bench.fuzz` goes on longer."""
+"""Whatever public functions are given, numbers come out, or an error of ours; `python -m bench.fuzz` goes on longer."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import Repr
@@ -332,7 +332,7 @@ class SequenceDomain(Domain):
         if isinstance(value, str | bytes) or not (array or isinstance(value, self.container)):
             mend = f"put it in brackets: [{shown(value, typed=False)}]" if holds(self.element, value) else ""
             raise Refused(TypeError, value, self, mend)
-        if not isinstance(value, Sequence | Set | np.ndarray):
+        if self.container is Iterable and type(value) not in (list, tuple, set):
             return value  # made as it is read: to look at its elements would use it up, or take long
         if self.count is not None and len(value) != self.count:
             raise Refused(ValueError, value, self)

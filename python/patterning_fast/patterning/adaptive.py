@@ -18,6 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from patterning_fast.arguments import Count, Estimate, KeywordsOf, NonNegative, Positive, Whole, checked
+from patterning_fast.callbacks import calling
 from patterning_fast.domains import Holds, NotZero
 from patterning_fast.engine.identity import Identity, code_name, coordinates, digest
 from patterning_fast.engine.sample import sample
@@ -289,7 +290,8 @@ class Controller:
     def estimates(self, step: int, model: nn.Module) -> Estimates:
         """μ and χ around the current parameters; sampling goes on from where it was interrupted."""
         if not isinstance(self.estimate, PosteriorSampling):
-            return self.estimate(model)
+            with calling("train_towards: estimate", "take the model and return two datasets"):
+                return self.estimate(model)
         arguments = dict(self.estimate.arguments)
         arguments["seed"] = arguments.get("seed", 0) + len(self.record)
         folder = self.folder and self.folder / SAMPLING / str(step)

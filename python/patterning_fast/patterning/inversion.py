@@ -172,9 +172,7 @@ def check_arguments(
     if missing:
         raise ValueError(f"expected the dataset that susceptibilities() returns; {sorted(missing)} are missing")
     if "n_beta" not in chi.attrs:
-        raise ValueError(
-            "χ lacks attrs['n_beta'], the posterior's: keep attributes, e.g. by xr.set_options(keep_attrs=True)"
-        )
+        raise ValueError("χ lacks attrs['n_beta'], the posterior's; keep it with xr.set_options(keep_attrs=True)")
     if not isinstance(target, Mapping) and strength is None:
         what = {Mode: "a mode is only a direction", xr.DataArray: "an array over data is only a direction"}
         raise ValueError(f"{what.get(type(target), 'a function sets no bound')}: say how far to go with strength=")

@@ -51,8 +51,11 @@ def check_data(name: str, data: Data, model: nn.Module) -> None:
 
 
 def sample_count(data: Data) -> int:
-    """Number of samples."""
-    return len(data[0] if isinstance(data, tuple) else data)
+    """Number of samples; raises ValueError for data that are no samples."""
+    first = data[0] if isinstance(data, tuple) and data else data
+    if isinstance(first, tuple) or (isinstance(first, Tensor) and not first.dim()):
+        raise ValueError("data must be samples along the first dimension, got none; pass at least one, e.g. data[None]")
+    return len(first)
 
 
 def bytes_each(data: Data) -> int:

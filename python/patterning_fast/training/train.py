@@ -108,9 +108,8 @@ def train(
     rho = laid_out(weights)
     minibatches = Minibatches(samples, rho, weighting, batch_size, seed)
     with calling("train: optimizer", "take parameters, lr= and weight_decay="):
-        update = returned(
-            "train: optimizer", optimizer(model.parameters(), lr=lr, weight_decay=weight_decay), Optimizer
-        )
+        update = optimizer(model.parameters(), lr=lr, weight_decay=weight_decay)
+    returned("train: optimizer", update, Optimizer)
     with calling("train: schedule", "take the optimizer"):
         scheduler = returned("train: schedule", schedule(update), LRScheduler) if schedule else None
     if isinstance(scheduler, ReduceLROnPlateau):
