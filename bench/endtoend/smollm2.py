@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import patterning_fast as pf
 from bench.ops.timing import interleaved
 from bench.text import code_tokens
-from patterning_fast.engine.suffix import Modules, WholeModel, suffixes_for
+from patterning_fast.engine.suffix import Modules, WholeModel, layers_of, suffixes_for
 from patterning_fast.models.smollm2 import smollm2
 
 HEADS = ("l17h3", "l18h6", "l28h0")
@@ -41,7 +41,8 @@ def compared(model: Any, head: str, tokens: Tensor) -> dict[str, object]:
     def loss(module: nn.Module) -> Tensor:
         return pf.losses.next_token(module, tokens)
 
-    suffix, whole = suffixes_for(model, component)[0], WholeModel(component)
+    layers = layers_of(modules.whole(), loss, len(tokens))
+    suffix, whole = suffixes_for(model, component, layers)[0], WholeModel(component)
     on, off = suffix.runner(modules), whole.runner(modules)
     with torch.no_grad():
         recorded = on.record(loss)
@@ -49,8 +50,8 @@ def compared(model: Any, head: str, tokens: Tensor) -> dict[str, object]:
         seconds = interleaved(
             {"on": lambda: on.run(loss, moved, recorded), "off": lambda: off.run(loss, moved, {})}, REPEATS
         )
-    layer, layers = int(head[1:].split("h")[0]), model.config.num_hidden_layers
-    ratio = multiply_adds(model, layers) / multiply_adds(model, layers - layer)
+    layer, number = int(head[1:].split("h")[0]), model.config.num_hidden_layers
+    ratio = multiply_adds(model, number) / multiply_adds(model, number - layer)
     return seconds | {"suffix": suffix.name, "multiply-adds": ratio, "largest difference [nats]": float(difference)}
 
 

@@ -142,6 +142,8 @@ def check_class(cls: Any) -> Any:
     if "__init__" in vars(cls):
         cls.domains = staticmethod(cls.__init__.domains)
         return cls
+    if "__annotations__" not in vars(cls):  # no fields of its own
+        return cls
     after = getattr(cls, "__post_init__", None)
 
     @functools.cache

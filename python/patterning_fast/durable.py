@@ -22,7 +22,7 @@ MEND = {
 
 @contextmanager
 def writing(what: str, path: Path) -> Iterator[None]:
-    """Errors of the disk within are raised as one OSError: what could not be written, where, why, and how to mend it."""
+    """Raise errors of the disk within as one OSError: what could not be written, where, why, and how to mend it."""
     try:
         yield
     except OSError as error:

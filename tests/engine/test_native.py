@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from torch import nn
+from torch import Tensor, nn
 
 import patterning_fast as pf
+from patterning_fast.chains.bank import ChainBank
 from patterning_fast.models.superposition import TiedAutoencoder
-from patterning_fast.samplers.langevin import Sampler
+from patterning_fast.samplers.langevin import LangevinState, Sampler
 
 SAMPLING: dict[str, Any] = {"chains": 6, "draws": 5, "steps_between_draws": 3, "batch_size": 7, "progress": False}
 ZERO = 1e-11
@@ -216,3 +218,68 @@ def test_superposition() -> None:
 
 def posterior_of(model: TiedAutoencoder, x: torch.Tensor) -> pf.LocalPosterior:
     return pf.LocalPosterior(model, pf.losses.squared_error, (x, x), n_beta=20.0, localization=10.0)
+
+
+class Still(pf.SGLD):
+    """Chains that never move."""
+
+    def update(self, bank: ChainBank, state: LangevinState) -> None:
+        bank.grads.zero_()
+        state.step += 1
+
+
+class Tripled(TiedAutoencoder):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * super().forward(x)
+
+
+def with_forward_hook(model: nn.Module) -> nn.Module:
+    model[0].register_forward_hook(lambda module, inputs, output: output + 1)  # type: ignore[index]
+    return model
+
+
+def with_gradient_hook(model: nn.Module) -> nn.Module:
+    """The losses are those of the stack, the gradients are not."""
+    model[0].register_forward_hook(lambda module, inputs, output: Doubling.apply(output))  # type: ignore[index,no-untyped-call]
+    return model
+
+
+class Doubling(torch.autograd.Function):
+    """The identity, with twice its gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+def test_a_samplers_own_update_runs() -> None:
+    """A subclass may move chains otherwise than kernels do."""
+    found = pf.sample(posterior(module("tied")), Still(1e-3), **SAMPLING)
+    assert "Still is not one of the library's samplers" in found.attrs["engine"]
+    assert not found.traces.phi.any()
+    with pytest.raises(ValueError, match='engine="native" cannot run this: Still'):
+        pf.sample(posterior(module("tied")), Still(1e-3), engine="native", **SAMPLING)
+    with pytest.raises(TypeError, match="only SGLD"):
+        pf.linear_response(posterior(module("tied")), Still(1e-3), progress=False)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: Tripled(6), lambda: with_forward_hook(module("relu")), lambda: with_gradient_hook(module("relu"))],
+    ids=["forward", "hook", "gradient"],
+)
+def test_a_model_that_does_more_than_its_layers_runs_in_torch(build: Callable[[], nn.Module]) -> None:
+    local = posterior(build())
+    found = pf.sample(local, pf.SGLD(1e-3), **SAMPLING)
+    assert "the kernel's losses or gradients are not the model's" in found.attrs["engine"]
+    assert torch.equal(found.traces.phi, pf.sample(local, pf.SGLD(1e-3), engine="torch", **SAMPLING).traces.phi)

@@ -8,10 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import patterning_fast as pf
-from patterning_fast.engine.suffix import WithModel
+from patterning_fast.engine.suffix import Modules, WholeModel
 from tests.decoders import CONFIGS, SCALED, decoder
 from tests.models import CONTEXT, language_model, tokens
 from tests.ops.cross_entropy import ROUNDING, bounds
@@ -191,11 +190,11 @@ def test_dropout_is_what_the_mode_of_the_model_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["built in", "llama", "llama with biases, no sharing", "gpt2", "gpt_neox"])
 def test_parameters_can_be_swapped(name: str) -> None:
-    """By functional_call, as chains do: as if they were the model's own, tied ones in all their places."""
+    """As chains do: as if they were the model's own, tied ones in all their places."""
     model, data = model_of(name).double(), tokens()
-    module = WithModel(model)
     moved = {key: (parameter.detach() + 0.1).requires_grad_() for key, parameter in model.named_parameters()}
-    losses = functional_call(module, {f"model.{key}": tensor for key, tensor in moved.items()}, (next_token_of(data),))
+    whole = WholeModel(pf.component(model, "all", moved.keys()))
+    losses = whole.runner(Modules(model)).run(next_token_of(data), moved, {})
     gradients = torch.autograd.grad(losses.sum(), list(moved.values()))
     with torch.no_grad():
         for parameter in model.parameters():

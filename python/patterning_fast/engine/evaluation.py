@@ -62,7 +62,7 @@ class EvaluationSet:
                 def one(moved: Mapping[str, Tensor], batch: Batch = batch, known: Recorded = known) -> Tensor:
                     return runner.run(lambda model: posterior.loss(model, batch), moved, known).flatten()
 
-                losses = on_chains(one, chains, moved)
+                losses = on_chains(one, chains, moved, random=posterior.random_loss)
                 out[:, at : at + losses.shape[1]] = losses
                 at += losses.shape[1]
 
@@ -78,10 +78,13 @@ class EvaluationSet:
         return {"probe": np.full(index.shape[1], self.name), **dict(places)}
 
 
-def on_chains(function: Callable[..., Tensor], chains: int, *arguments: Any) -> Tensor:
-    """`function` of each chain's arguments, trees of tensors with a first dimension of chains; results likewise."""
+def on_chains(function: Callable[..., Tensor], chains: int, *arguments: Any, random: bool = False) -> Tensor:
+    """`function` of each chain's arguments, trees of tensors with a first dimension of chains; results likewise.
+
+    Where it is `random`, each chain has random numbers of its own.
+    """
     if chains > 1:
-        return vmap(function)(*arguments)
+        return vmap(function, randomness="different" if random else "error")(*arguments)
     return function(*tree_map(lambda tensor: tensor.squeeze(0), arguments)).unsqueeze(0)
 
 
@@ -95,7 +98,7 @@ def lay_out_sets(
     posterior: LocalPosterior, probes: Mapping[str, Data] | None, loss_samples: int | Tensor | None, seed: int
 ) -> tuple[list[EvaluationSet], EvaluationSet]:
     """The probes, and the set whose mean loss is L: one of the probes where that is the posterior's very data."""
-    device = next(posterior.model.parameters()).device
+    device = posterior.device
     wanted = {"data": posterior.data} if probes is None else probes
     for name, data in wanted.items():
         check_data(f"probes[{name!r}]", data, posterior.model)
@@ -139,7 +142,7 @@ def loss_indices(posterior: LocalPosterior, loss_samples: int | Tensor | None, s
             f"loss_samples must be distinct, got {len(loss_samples) - len(loss_samples.unique())} twice; "
             "pass loss_samples.unique()"
         )
-    return loss_samples.to(next(posterior.model.parameters()).device)
+    return loss_samples.to(posterior.device)
 
 
 def evaluation_sets(posterior: LocalPosterior, sets: list[tuple[str, Batch]]) -> list[EvaluationSet]:
@@ -181,7 +184,7 @@ def losses_at_center(
     posterior: LocalPosterior, sets: list[EvaluationSet], pool: Workers[Any], precision: Precision
 ) -> Tensor:
     """Losses `[losses]` of all sets at w*; raises ValueError that names the samples where one is not finite."""
-    losses = torch.empty(sets[-1].columns.stop, device=next(posterior.model.parameters()).device)
+    losses = torch.empty(sets[-1].columns.stop, device=posterior.device)
 
     def one(_: Any, each: EvaluationSet) -> None:
         at = each.columns.start

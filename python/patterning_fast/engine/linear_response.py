@@ -103,24 +103,29 @@ def linear_response(
             each component.
         ChainDivergedError: every chain of every component has run away, or its derivative has.
     """
-    if sampler.gradient_noise_correction:
+    if type(sampler) is not SGLD or sampler.gradient_noise_correction:
         raise ValueError(
             f"only SGLD without gradient_noise_correction can be differentiated, got {sampler!r}; "
             f"pass SGLD(lr={sampler.lr})"
+        )
+    if posterior.random_loss:
+        raise ValueError(
+            "a random loss cannot be differentiated with its noise held fixed: use sample(...).susceptibilities(), or "
+            "make the loss deterministic"
         )
     options = Options(
         chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches=False, antithetic=False,
         groups=chains, loss_kernel=False, recording_bytes=recording_bytes, precision="float32", tile=tile, seed=seed,
     )  # fmt: skip
     setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
-    resolved = resolve_components(posterior.model, components)
+    resolved = resolve_components(posterior.model, components, posterior.moving)
     resolved = [each for each in resolved if each.name != FULL or not components or FULL in components]
     plan = chain_plan(resolved, chains, False, chains, (setting,))
     options.check_memory(plan, posterior)
     sets, _ = lay_out_sets(posterior, probes, None, seed)
     indices = loss_indices(posterior, loss_samples, seed)
     at_once = chains_at_once(posterior, resolved, options, trajectory_bytes)
-    device, started = next(posterior.model.parameters()).device, time.monotonic()
+    device, started = posterior.device, time.monotonic()
     steps = options.total_draws * steps_between_draws
     with (
         workers(lambda: Runners(posterior), device) as pool,

@@ -14,14 +14,24 @@ from patterning_fast.engine.ensemble import Ensemble, at_center, gradient_noise
 from patterning_fast.engine.evaluation import EvaluationSet, losses_at_center
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
+from patterning_fast.engine.trial import Truth, coordinates
 from patterning_fast.engine.workers import Workers
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.traces import ChainTraces
 from patterning_fast.ops.dense_stack import DenseStack, Steps
+from patterning_fast.posterior.components import Component
+from patterning_fast.posterior.data import take
 from patterning_fast.posterior.dense import NotDense, dense_stack, joined
 from patterning_fast.posterior.local_posterior import LocalPosterior
+from patterning_fast.posterior.probing import ROUNDING, differ, few_samples
 from patterning_fast.samplers.langevin import Sampler
+from patterning_fast.samplers.rmsprop_sgld import RMSPropSGLD
+from patterning_fast.samplers.sghmc import SGHMC
 from patterning_fast.samplers.sgld import SGLD
+from patterning_fast.samplers.sgnht import SGNHT
+
+SAMPLERS = (SGLD, RMSPropSGLD, SGHMC, SGNHT)
+"""Those whose update the kernels have; a subclass may have another."""
 
 
 class Drawn(NamedTuple):
@@ -138,6 +148,9 @@ def native_ensemble(
     """An ensemble with all chains at w*; raises NotDense where a kernel cannot run it."""
     if options.precision != "float32":
         raise NotDense(f"the precision is {options.precision}")
+    if type(sampler) not in SAMPLERS:
+        raise NotDense(f"{type(sampler).__name__} is not one of the library's samplers: its update runs in torch")
+    check_same_model(posterior, plan.components)
     chains = plan.chains * len(plan.settings)
     model = posterior.model, posterior.loss, plan.components, chains
     stack = dense_stack(*model, posterior.data, posterior.weights)
@@ -158,3 +171,47 @@ def native_ensemble(
         of_sets=of_sets,
         replicas=torch.zeros_like(replicas) if options.shared_minibatches else replicas,
     )
+
+
+def check_same_model(posterior: LocalPosterior, components: list[Component]) -> None:
+    """Raise NotDense unless kernels give the losses and gradients of the model itself, at w* and away from it.
+
+    A subclass's own forward pass, hooks, and gradients that are changed on their way are in no table of layers.
+    """
+    truth = Truth(posterior, take(few_samples(posterior.data), slice(0, 1)), requires_grad=True)
+    stack = dense_stack(posterior.model, posterior.loss, components, 1, truth.batch, None)
+    at_center = [coordinates(each, truth.base) for each in components]
+    found = [truth.felt_move(each) for each in components]
+    away = [values if move is None else move[0] for move, values in zip(found, at_center, strict=True)]
+    for places in (at_center, away):
+        losses, grads = kernel_losses_and_gradients(stack, places)
+        for component, values, loss, grad in zip(components, places, losses, grads, strict=True):
+            with torch.enable_grad(), truth.twin.at(truth.parameters(component, values)) as model:
+                expected = truth.losses(model).squeeze()
+                wanted = [truth.twin.parameters[name] for name in component.coordinates]
+                slopes = torch.autograd.grad(expected, wanted, materialize_grads=True)
+            slope = coordinates(component, dict(zip(component.coordinates, slopes, strict=True)))
+            if differ(loss, expected.detach(), ROUNDING) or differ(grad, flat(slope), ROUNDING):
+                raise NotDense(f"the kernel's losses or gradients are not the model's in {component.name}")
+
+
+def kernel_losses_and_gradients(
+    stack: DenseStack, places: list[dict[str, Tensor]]
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Of a stack's only sample, at a place for each chain, by parameter."""
+    rows = [flat(values) for values in places]
+    sizes, params = [len(row) for row in rows], torch.cat(rows)
+    starts = torch.tensor([0, *sizes], device=params.device).cumsum(0)
+    losses, grads = params.new_empty(len(rows), 1), torch.zeros_like(params)
+    ops.dense_losses(stack, params, starts, losses)
+    ops.dense_steps(
+        stack, params, grads, params, row_starts=starts, center_starts=starts[:-1].contiguous(),
+        lr=1.0, n_beta=0.0, localization=0.0, seed=0, step=0, replicas=torch.zeros_like(starts[1:]),
+        batch_size=1, steps=0,
+    )  # fmt: skip
+    return losses[:, 0], grads.split(sizes)
+
+
+def flat(values: dict[str, Tensor]) -> Tensor:
+    """A row of a bank."""
+    return torch.cat([each.flatten() for each in values.values()])

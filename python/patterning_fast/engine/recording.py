@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from patterning_fast.engine.suffix import Modules, Recorded, Runner, Suffix, SuffixError, WholeModel, suffixes_for
+from patterning_fast.engine.suffix import Modules, Recorded, Runner, Suffix, WholeModel
+from patterning_fast.engine.trial import Trial
 from patterning_fast.engine.workers import Workers
 from patterning_fast.posterior.components import Component
 from patterning_fast.posterior.data import sample_count, take
@@ -19,12 +19,6 @@ from patterning_fast.posterior.losses import Data
 
 RECORDING_BATCH = 16
 """Samples recorded at a time."""
-
-PERTURBATION = 0.05
-"""Size of the move from w*, relative to the parameters, on which a suffix must agree with the whole model."""
-
-ROUNDING = 1e-4
-"""Largest difference of losses, relative to 1 + the largest loss, that is put down to rounding."""
 
 
 class Runners:
@@ -55,23 +49,19 @@ class Recordings:
 def recordings(
     posterior: LocalPosterior, components: list[Component], sets: Sequence[Data], budget: int, pool: Workers[Runners]
 ) -> Recordings:
-    """Choose the best suffix of each component that agrees with the whole model; record the sets, in `budget` bytes.
+    """Choose the best suffix of each component that fits and stands its trial; record the sets, in `budget` bytes.
 
     What does not fit of the posterior's data is recorded at every step for minibatches instead.
 
     Warns where none does but the whole model.
     """
     samples, size_of = sum(map(sample_count, sets)), dict[str, int]()
-    sizes: dict[tuple[str, ...], dict[str, int] | str] = {}
     wanted: dict[str, Suffix] = {}
     chosen: list[Suffix] = []
-    left, modules = budget, Modules(posterior.model)
+    left, trial = budget, Trial(posterior)
     for component in components:
         refused: list[str] = []
-        for suffix in suffixes_for(posterior.model, component):
-            if suffix.keys not in sizes:
-                sizes[suffix.keys] = sizes_or_disagreement(posterior, component, suffix, modules)
-            found = sizes[suffix.keys]
+        for suffix, found in trial.suffixes(component):
             if isinstance(found, str):
                 refused.append(f"{suffix.name}: {found}")
                 continue
@@ -98,38 +88,6 @@ def recordings(
                 fits |= {key: wanted[key] for key in suffix.keys}
         result.of_data = record(posterior, fits, posterior.data, pool)
     return result
-
-
-def sizes_or_disagreement(
-    posterior: LocalPosterior, component: Component, suffix: Suffix, modules: Modules
-) -> dict[str, int] | str:
-    """Bytes that a sample takes, by key, if a suffix gives the whole model's losses near w*; else what is wrong."""
-    batch = take(posterior.data, slice(0, 2))
-    generator = torch.Generator().manual_seed(0)
-    parameters, moved = dict(posterior.model.named_parameters()), {}
-    for name, index in component.coordinates.items():
-        values = parameters[name].detach()
-        values = values if index is None else values.flatten()[index.to(values.device)]
-        size = PERTURBATION * values.square().mean().sqrt()
-        moved[name] = values + size * torch.randn(values.shape, generator=generator).to(values.device)
-
-    def losses(model: nn.Module) -> Tensor:
-        return posterior.loss(model, batch)
-
-    with torch.no_grad():
-        expected = WholeModel(component).runner(modules).run(losses, moved, {})
-        try:
-            runner = suffix.runner(modules)
-            recorded = runner.record(losses)
-            if any(len(each) != sample_count(batch) for each in recorded.values()):
-                return "what it puts out has no dimension of samples"
-            found = runner.run(losses, moved, recorded)
-        except (SuffixError, RuntimeError, TypeError, AttributeError, ValueError) as error:
-            return str(error)
-    difference = float((found - expected).abs().max())
-    if not difference <= ROUNDING * (1 + float(expected.abs().max())):
-        return f"its losses differ by {difference:.2g}"
-    return {key: each.element_size() * each[0].numel() for key, each in recorded.items()}
 
 
 def record(

@@ -140,12 +140,12 @@ def sample_settings(
     progress: bool,
 ) -> list[Statistics]:
     """`sample` at several settings in one bank; the statistics of each."""
-    resolved = resolve_components(posterior.model, components)
+    resolved = resolve_components(posterior.model, components, posterior.moving)
     plan = chain_plan(resolved, options.chains, options.antithetic, options.groups, settings)
     options.check_memory(plan, posterior)
     probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, options.seed)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
-    device = next(posterior.model.parameters()).device
+    device = posterior.device
     functions = dict(observables or {})
     centers = values_at_center(posterior.model, functions)
     attrs = {
@@ -155,6 +155,7 @@ def sample_settings(
         "groups": plan.groups,
         "loss_samples": sample_count(loss_set.data),
         "weighted": int(posterior.weights is not None),
+        "random_loss": int(posterior.random_loss),
         "device": str(device),
         "torch": torch.__version__,
         "patterning_fast": version("patterning_fast"),

@@ -7,14 +7,15 @@ recorded, and recalled: exact, not an approximation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from patterning_fast.engine.dependence import Dependence, dependence
 from patterning_fast.posterior.components import Component
 
 Compute = Callable[[nn.Module], Tensor]
@@ -56,48 +57,35 @@ class Suffix(Protocol):
         """A runner on a worker's modules."""
 
 
-class WithModel(nn.Module):
-    """Computes something with the model as a forward pass, so that parameters can be swapped for its duration."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, compute: Compute) -> Tensor:
-        return compute(self.model)
-
-
 class Modules:
     """A worker's copies of a model's modules, over the model's tensors; made when first needed."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.base = dict(model.named_parameters())
-        self.made: dict[tuple[str, ...], tuple[WithModel, list[Recall]]] = {}
+        self.made: dict[tuple[str, ...], tuple[nn.Module, list[Recall]]] = {}
 
-    def copy(self) -> WithModel:
+    def copy(self) -> nn.Module:
         tensors = {id(tensor): tensor for tensor in (*self.model.parameters(), *self.model.buffers())}
-        return WithModel(copy.deepcopy(self.model, tensors))
+        return copy.deepcopy(self.model, tensors)
 
-    def whole(self) -> WithModel:
+    def whole(self) -> nn.Module:
         """All modules."""
         if () not in self.made:
             self.made[()] = self.copy(), []
         return self.made[()][0]
 
-    def from_layer(self, suffix: FromLayer) -> tuple[WithModel, list[Recall]]:
-        """All modules but the layers before the first; what recalls in their place, one for each key."""
-        key = (suffix.layer(suffix.first - 1), *suffix.keys)
-        if key not in self.made:
-            with_model = self.copy()
-            layers = with_model.model.get_submodule(suffix.stack)
-            names = suffix.layers[: suffix.first]
-            last = Recall(layers.get_submodule(names[-1]))
-            recalls = [Recall(layers.get_submodule(name)) if suffix.every else last for name in names]
-            for name, recall in zip(names, recalls, strict=True):
+    def from_layer(self, suffix: FromLayer) -> tuple[nn.Module, list[Recall]]:
+        """All modules but the layers before the first; what recalls in the place of each."""
+        key = suffix.stack.paths[: suffix.first]
+        if tuple(key) not in self.made:
+            model = self.copy()
+            layers = model.get_submodule(suffix.stack.name)
+            recalls = [Recall(model.get_submodule(path)) for path in key]
+            for name, recall in zip(suffix.stack.layers, recalls, strict=False):
                 setattr(layers, name, recall)
-            self.made[key] = with_model, recalls if suffix.every else [last]
-        return self.made[key]
+            self.made[tuple(key)] = model, recalls
+        return self.made[tuple(key)]
 
 
 @dataclass(frozen=True)
@@ -121,13 +109,25 @@ class WholeModel:
 class WholeModelRunner:
     """A forward pass on parameters set into w*."""
 
-    def __init__(self, with_model: WithModel, base: Mapping[str, Tensor], component: Component) -> None:
-        self.with_model = with_model
+    def __init__(self, model: nn.Module, base: Mapping[str, Tensor], component: Component) -> None:
+        self.model = model
         self.base = {name: base[name].detach() for name in component.coordinates}
         self.indices = {
             name: None if index is None else index.to(base[name].device)
             for name, index in component.coordinates.items()
         }
+        name_of = {id(base[name]): name for name in component.coordinates}
+        self.places = [
+            (module._parameters, attribute, name_of[id(parameter)])
+            for module in self.modules()
+            for attribute, parameter in module._parameters.items()
+            if id(parameter) in name_of
+        ]
+        """Wherever a moving parameter stands, tied ones and modules under several names included, each place once."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All that may be asked for a parameter, each once."""
+        return self.model.modules()
 
     def record(self, compute: Compute) -> dict[str, Tensor]:
         return {}
@@ -138,8 +138,38 @@ class WholeModelRunner:
             whole, base = moved[name], self.base[name]
             if index is not None:
                 whole = base.flatten().index_copy(0, index, whole).view(base.shape)
-            parameters[f"model.{name}"] = whole
-        return functional_call(self.with_model, parameters, (compute,))
+            parameters[name] = whole
+        at_center = [owner[attribute] for owner, attribute, _ in self.places]
+        try:
+            for owner, attribute, name in self.places:
+                owner[attribute] = parameters[name]  # type: ignore[assignment]  # a tensor in a parameter's place
+            return compute(self.model)
+        finally:
+            for (owner, attribute, _), parameter in zip(self.places, at_center, strict=True):
+                owner[attribute] = parameter
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A module list or sequence, with the modules in it."""
+
+    name: str
+    layers: tuple[str, ...]
+    """Names within the stack, in order; a module that comes twice has its first."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Names of the layers within the model."""
+        return tuple(f"{self.name}.{layer}".removeprefix(".") for layer in self.layers)
+
+
+def stack_of(model: nn.Module) -> Stack | None:
+    """The stack that holds most of the model; None where there is none."""
+    stacks = {name: each for name, each in model.named_modules() if isinstance(each, nn.ModuleList | nn.Sequential)}
+    if not stacks:
+        return None
+    name = max(stacks, key=lambda name: sum(parameter.numel() for parameter in stacks[name].parameters()))
+    return Stack(name, tuple(layer for layer, _ in stacks[name].named_children()))
 
 
 @dataclass(frozen=True)
@@ -151,22 +181,18 @@ class FromLayer:
     """
 
     component: Component
-    stack: str
-    layers: tuple[str, ...]
-    """Names of all layers of the stack, in order."""
+    stack: Stack
     first: int
     every: bool
 
     @property
     def name(self) -> str:
-        return f"from {self.layer(self.first)}" if self.first < len(self.layers) else f"after {self.stack}"
+        paths = self.stack.paths
+        return f"from {paths[self.first]}" if self.first < len(paths) else f"after {self.stack.name}"
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return tuple(self.layer(index) for index in range(0 if self.every else self.first - 1, self.first))
-
-    def layer(self, index: int) -> str:
-        return f"{self.stack}.{self.layers[index]}".removeprefix(".")
+        return self.stack.paths[0 if self.every else self.first - 1 : self.first]
 
     def runner(self, modules: Modules) -> FromLayerRunner:
         return FromLayerRunner(modules, self)
@@ -176,9 +202,14 @@ class FromLayerRunner(WholeModelRunner):
     """The whole model's forward pass, in which the layers before the first put out what is recalled of them."""
 
     def __init__(self, modules: Modules, suffix: FromLayer) -> None:
-        with_model, self.recalls = modules.from_layer(suffix)
-        super().__init__(with_model, modules.base, suffix.component)
-        self.whole, self.keys = modules.whole().model, suffix.keys
+        model, self.recalls = modules.from_layer(suffix)
+        super().__init__(model, modules.base, suffix.component)
+        self.whole, self.keys = modules.whole(), suffix.keys
+        self.recalled = suffix.keys if suffix.every else suffix.keys * suffix.first
+        """The key of what each layer puts out; where the last is enough, what the others do is not looked at."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        return chain(self.model.modules(), *(recall.layer[0].modules() for recall in self.recalls))
 
     def record(self, compute: Compute) -> dict[str, Tensor]:
         seen: dict[str, Tensor] = {}
@@ -205,7 +236,7 @@ class FromLayerRunner(WholeModelRunner):
         raise SuffixError(f"not all of {self.keys} run in an evaluation of the loss")
 
     def run(self, compute: Compute, moved: Mapping[str, Tensor], recorded: Recorded) -> Tensor:
-        for recall, key in zip(self.recalls, self.keys, strict=True):
+        for recall, key in zip(self.recalls, self.recalled, strict=True):
             recall.output = recorded[key]
         return super().run(compute, moved, recorded)
 
@@ -225,27 +256,34 @@ class Recall(nn.Module):
         return getattr(self.__dict__["layer"][0], name)
 
 
-def from_layer(model: nn.Module, component: Component) -> list[FromLayer]:
-    """The suffixes from the first layer that a component touches, in the stack that holds most of the model."""
-    stacks = {name: each for name, each in model.named_modules() if isinstance(each, nn.ModuleList | nn.Sequential)}
-    if not stacks:
-        return []
-    stack = max(stacks, key=lambda name: sum(parameter.numel() for parameter in stacks[name].parameters()))
-    names = tuple(name for name, _ in stacks[stack].named_children())
-    prefix = f"{stack}." if stack else ""
-    touched = [
-        names.index(parameter.removeprefix(prefix).split(".")[0])
-        for parameter in component.coordinates
-        if parameter.startswith(prefix)
-    ]
-    first = min(touched, default=len(names))
-    return [FromLayer(component, stack, names, first, every) for every in (False, True)[: min(first, 2)]]
+@dataclass(frozen=True)
+class Layers:
+    """The stack that holds most of a model, and what its layers depend on."""
+
+    stack: Stack
+    found: Dependence
+
+    def suffix(self, component: Component) -> list[FromLayer]:
+        """The suffix from the first layer on that a component's chains change, if there is one before it to recall."""
+        first = self.found.unmoved(list(component.coordinates))
+        if first == 0:
+            return []
+        return [FromLayer(component, self.stack, first, every=not self.found.last_is_enough(first))]
 
 
-def suffixes_for(model: nn.Module, component: Component) -> list[Suffix]:
+def layers_of(model: nn.Module, losses: Compute, samples: int) -> Layers | None:
+    """The layers of a model that gives `losses` of that many samples; None for one without a stack of them.
+
+    Raises whatever a model raises that cannot be watched.
+    """
+    stack = stack_of(model)
+    return Layers(stack, dependence(model, stack.paths, losses, samples)) if stack else None
+
+
+def suffixes_for(model: nn.Module, component: Component, layers: Layers | None) -> list[Suffix]:
     """Ways to evaluate a component's chains, the best first; the last always works.
 
     A model that knows better ways than layers gives them by a method `head_suffixes(component)`.
     """
     own = model.head_suffixes(component) if hasattr(model, "head_suffixes") else []  # type: ignore[operator]
-    return [*own, *from_layer(model, component), WholeModel(component)]
+    return [*own, *(layers.suffix(component) if layers else []), WholeModel(component)]

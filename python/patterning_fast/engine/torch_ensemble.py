@@ -161,7 +161,7 @@ class TorchEnsemble(Ensemble):
         def loss(moved: Mapping[str, Tensor], samples: Tensor, batch: Batch, known: Mapping[str, Tensor]) -> Tensor:
             return runner.run(lambda model: mean(model, batch, samples), moved, known)
 
-        return on_chains(loss, len(samples), moved, samples, batch, known)
+        return on_chains(loss, len(samples), moved, samples, batch, known, random=self.posterior.random_loss)
 
     def suffix(self, cell: int) -> Suffix:
         return self.recordings.suffixes[cell // len(self.plan.settings)]

@@ -236,7 +236,8 @@ class Controller:
                 f"coordinate must be one of {known}, got {self.coordinate!r}; sample others as observables"
             )
         posterior = self.estimate.posterior(model, self.data, self.loss)
-        self.check_known([each.name for each in resolve_components(posterior.model, arguments.get("components"))])
+        resolved = resolve_components(posterior.model, arguments.get("components"), posterior.moving)
+        self.check_known([each.name for each in resolved])
 
     def check_known(self, components: Sequence[str]) -> None:
         """Raise ValueError for targets of components that are not estimated."""

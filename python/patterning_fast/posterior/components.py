@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -121,24 +121,28 @@ def check_index(component: str, parameter: str, index: Tensor) -> None:
         )
 
 
-def full(model: nn.Module) -> Component:
-    """The unrestricted component."""
-    return component(model, FULL, [name for name, _ in model.named_parameters()])
+def may_move(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that require a gradient; all, where none does."""
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    return {name: each for name, each in parameters.items() if each.requires_grad} or parameters
 
 
 @checked
 def layers(model: nn.Module) -> dict[str, Component]:
     """One component for each element of each `nn.ModuleList` or `nn.Sequential` in `model` that has parameters.
 
+    Parameters with `requires_grad=False` are left out, unless no parameter of the model requires a gradient.
+
     Raises ValueError for a model without such stacks; build components by `component` there.
     """
-    parameters = dict(model.named_parameters())
+    parameters = may_move(model)
+    name_of = {id(parameter): name for name, parameter in parameters.items()}
     found = {}
     for stack_name, stack in model.named_modules():
         if isinstance(stack, nn.ModuleList | nn.Sequential):
             for index, layer in stack.named_children():
                 name = f"{stack_name}.{index}" if stack_name else index
-                inside = [f"{name}.{parameter}" for parameter, _ in layer.named_parameters()]
+                inside = [name_of[id(each)] for each in layer.parameters() if id(each) in name_of]
                 if inside:
                     found[name] = component_of(parameters, name, inside)
     if not found:
@@ -154,7 +158,8 @@ def attention_heads(model: nn.Module) -> dict[str, Component]:
     """One component for each attention head, by name ("l0h1": layer 0, head 1).
 
     A head is its queries, keys, values and output weights, without what all heads share. With grouped-query attention
-    heads share keys and values too: these move in each head of their group, so such heads overlap.
+    heads share keys and values too: these move in each head of their group, so such heads overlap. Parameters with
+    `requires_grad=False` are left out, unless no parameter of the model requires a gradient.
 
     Known are the Hugging Face decoders in `posterior/decoders.py` and models with a method
     `attention_head_parameters()`: head name to the flat indices it owns in each parameter, int64 and rising, as the
@@ -167,13 +172,27 @@ def attention_heads(model: nn.Module) -> dict[str, Component]:
             f"{type(model).__name__} does not say where its heads lie: give it a method attention_head_parameters() "
             "(see AttentionOnlyLM), or build the heads with pf.component(model, name, masks)"
         )
-    parameters = dict(model.named_parameters())
-    return {head: component_of(parameters, head, owned) for head, owned in heads.items()}
+    parameters = may_move(model)
+    frozen = {name for name, _ in model.named_parameters()} - parameters.keys()
+    free = {head: {name: index for name, index in owned.items() if name not in frozen} for head, owned in heads.items()}
+    found = {head: component_of(parameters, head, owned) for head, owned in free.items() if owned}
+    if not found:
+        raise ValueError(
+            f"no head of {type(model).__name__} has a parameter that requires a gradient: call requires_grad_() on "
+            "what is to move"
+        )
+    return found
 
 
-def resolve_components(model: nn.Module, components: Mapping[str, Component] | None) -> list[Component]:
-    """The components to sample, "full" always the last; raises ValueError where one does not fit `model`."""
+def resolve_components(
+    model: nn.Module, components: Mapping[str, Component] | None, moving: Sequence[str] | None = None
+) -> list[Component]:
+    """The components to sample; "full", of all parameters that may be `moving` (None for all), always the last.
+
+    Raises ValueError where one does not fit `model`, or moves what may not.
+    """
     parameters = dict(model.named_parameters())
+    moving = list(parameters) if moving is None else moving
     resolved = []
     for name, each in (components or {}).items():
         if name == FULL:
@@ -184,10 +203,15 @@ def resolve_components(model: nn.Module, components: Mapping[str, Component] | N
                     f"component {name!r} moves the parameter {parameter!r}, which the model lacks; "
                     f"it has {list(parameters)}: was the component built for another model?"
                 )
+            if parameter not in moving:
+                raise ValueError(
+                    f"component {name!r} moves the parameter {parameter!r}, which has requires_grad=False: leave it "
+                    "out, or call requires_grad_() on it before LocalPosterior(model, ...)"
+                )
             if index is not None and int(index[-1]) >= parameters[parameter].numel():
                 raise ValueError(
                     f"component {name!r} moves coordinate {int(index[-1])} of {parameter!r}, which has only "
                     f"{parameters[parameter].numel()}: was the component built for another model?"
                 )
         resolved.append(each if each.name == name else Component(name, each.coordinates))
-    return [*resolved, full(model)]
+    return [*resolved, component_of(parameters, FULL, moving)]

@@ -8,7 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from patterning_fast.callbacks import calling, returned
+from patterning_fast.callbacks import calling
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior.losses import Batch, Data, Loss
 
@@ -103,6 +103,28 @@ def parts_mapped(function: Callable[[Any], Any], data: Data) -> Any:
     return tuple(made[id(part)] for part in data)
 
 
+def evaluated(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
+    """The losses of samples, which model and loss get a copy of.
+
+    Raises TypeError where they are no tensor, ValueError where that copy is changed.
+    """
+    given = parts_mapped(torch.clone, batch)
+    with calling("the loss", "take the model and samples such as these"):
+        losses = loss(model, given)
+    if not isinstance(losses, Tensor):
+        raise TypeError(
+            f"the loss returned {type(losses).__name__}; it must return a tensor of one loss a sample [batch] or per "
+            "token [batch, tokens]"
+        )
+    before, after = (part if isinstance(part, tuple) else (part,) for part in (batch, given))
+    if any(not torch.equal(one, other) for one, other in zip(before, after, strict=True)):
+        raise ValueError(
+            "the loss, or the model, changes its input in place: the data would be others from then on; let it work "
+            "on a clone()"
+        )
+    return losses
+
+
 def loss_shape(model: nn.Module, loss: Loss, data: Data) -> tuple[int, ...]:
     """Shape of one sample's losses, () or (tokens,), from its first two samples; leaves `model` in eval mode.
 
@@ -111,10 +133,9 @@ def loss_shape(model: nn.Module, loss: Loss, data: Data) -> tuple[int, ...]:
     Raises ValueError for a loss that is reduced or has more dimensions.
     """
     few = take(data, slice(0, 2))
-    with torch.no_grad(), calling("the loss of the first samples", "take the model and a batch of such data"):
-        losses = loss(model.eval(), few)
+    with torch.no_grad():
+        losses = evaluated(loss, model.eval(), few)
     samples = sample_count(few)
-    returned("the loss", losses, Tensor)
     if losses.dim() not in (1, 2) or len(losses) != samples:
         raise ValueError(
             f"the loss returned shape {list(losses.shape)} for {samples} samples; it must return one loss a sample "

@@ -13,6 +13,7 @@ from patterning_fast.arguments import NonNegative, checked
 from patterning_fast.domains import made_by
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
 from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
+from patterning_fast.posterior.probing import Probe, few_samples
 from patterning_fast.posterior.weights import weights_for
 
 
@@ -28,10 +29,15 @@ class LocalPosterior:
         n_beta: nβ ≥ 0, inverse temperature times n; 0 is the control that ignores the loss.
         localization: γ ≥ 0, strength of the pull to w*; one of the two must be positive.
         weights: ρ of each sample or token, shaped as the losses of `data`; None for all 1.
+        random_loss: take a loss that draws random numbers. Their noise is then in every estimate, whose attributes say
+            so, and results do not repeat.
+
+    Parameters with `requires_grad=False` stay at w*, in every component.
 
     Raises:
-        TypeError, ValueError: parameters that are not float32 or not finite, empty data, ids outside the vocabulary,
-            n_beta or localization out of range, losses that are reduced, weights that do not fit the losses.
+        TypeError, ValueError: parameters that are not float32 or not finite, none that may move, empty data, ids
+            outside the vocabulary, n_beta or localization out of range, losses that are reduced, random, of several
+            samples together or without a gradient, that change their input or the model; weights that do not fit them.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class LocalPosterior:
         n_beta: NonNegative,
         localization: NonNegative,
         weights: Tensor | xr.DataArray | None = None,
+        random_loss: bool = False,
     ) -> None:
         if n_beta == 0 and localization == 0:
             raise ValueError("n_beta and localization are both 0: nothing would hold the chains; set one of them > 0")
@@ -51,10 +58,18 @@ class LocalPosterior:
         device = next(model.parameters()).device
         self.data = to_device(data, str(device))
         self.n_beta, self.localization = n_beta, localization
+        self.moving = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        """Names of the parameters that may move."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.loss = loss
+        self.loss, self.random_loss = loss, random_loss
         shape = self.loss_shape(self.data)
+        Probe(self.model, loss, few_samples(self.data)).check(self.moving, random_loss)
         self.weights = None if weights is None else weights_for(weights, sample_count(data), shape).to(device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
 
     @property
     def item_count(self) -> int:
@@ -70,15 +85,10 @@ class LocalPosterior:
         return weighted_mean(self.loss, model, batch, None if self.weights is None else self.weights[samples])
 
     def reweighted(self, weights: Tensor | xr.DataArray) -> LocalPosterior:
-        """The same posterior with weights ρ."""
-        return LocalPosterior(
-            self.model,
-            self.loss,
-            self.data,
-            n_beta=self.n_beta,
-            localization=self.localization,
-            weights=weights,
-        )
+        """The same posterior with weights ρ; model and data are shared."""
+        same = copy.copy(self)
+        same.weights = weights_for(weights, sample_count(self.data), self.loss_shape(self.data)).to(self.device)
+        return same
 
 
 def check_parameters(model: nn.Module) -> None:
@@ -86,6 +96,11 @@ def check_parameters(model: nn.Module) -> None:
     parameters = dict(model.named_parameters())
     if not parameters:
         raise ValueError(f"{type(model).__name__} has no parameters: there is nothing to sample")
+    if not any(tensor.requires_grad for tensor in parameters.values()):
+        raise ValueError(
+            f"no parameter of {type(model).__name__} requires a gradient, so none may move: call "
+            "model.requires_grad_(), or set requires_grad on what is to move"
+        )
     wrong = {name: str(tensor.dtype) for name, tensor in parameters.items() if tensor.dtype != torch.float32}
     if wrong:
         raise TypeError(f"parameters must be float32, got {wrong}; use model.float()")

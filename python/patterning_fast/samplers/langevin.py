@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
-from patterning_fast.arguments import checked
+from patterning_fast.arguments import Seed, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.domains import made_by
 from patterning_fast.ops.checks import check_tensor
@@ -112,6 +112,23 @@ class Sampler(Protocol):
 
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
+
+
+@checked
+class Langevin:
+    """What the samplers of this library share: a step is `ops.langevin_step` by the sampler's own rule."""
+
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
+        """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""
+        return init(bank, lr, n_beta, localization, seed)
+
+    def rule(self, state: LangevinState) -> ops.RMSProp | ops.SGHMC | ops.SGNHT | None:
+        """The rule of `ops.langevin_step` that it follows, on its state; None for SGLD's."""
+        raise NotImplementedError
+
+    def update(self, bank: ChainBank, state: LangevinState) -> None:
+        """One step of every chain on the gradients in the bank, which it leaves at 0."""
+        step(bank, state, self.rule(state))
 
 
 def init(bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:

@@ -12,13 +12,12 @@ from patterning_fast import ops
 from patterning_fast.arguments import Positive, Seed, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.domains import Within
-from patterning_fast.samplers import langevin
-from patterning_fast.samplers.langevin import LangevinState
+from patterning_fast.samplers.langevin import Langevin, LangevinState
 
 
 @dataclass(frozen=True)
 @checked
-class RMSPropSGLD:
+class RMSPropSGLD(Langevin):
     """v ← decay·v + (1 − decay)·g², then SGLD with a step size of its own for each coordinate, lr/(√v̂ + stability).
 
     v̂ = v/(1 − decay^(step + 1)) with `bias_correction`, the form of arXiv:2609.00699; v without, that of devinterp.
@@ -33,14 +32,10 @@ class RMSPropSGLD:
 
     def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank, its second moment 0; the tensors are float32 `[rows]`."""
-        state = langevin.init(bank, lr, n_beta, localization, seed)
+        state = super().init(bank, lr, n_beta, localization, seed)
         state.memory = torch.zeros_like(bank.params)
         return state
 
     def rule(self, state: LangevinState) -> ops.RMSProp:
         assert state.memory is not None
         return ops.RMSProp(state.memory, self.decay, self.stability, self.bias_correction)
-
-    def update(self, bank: ChainBank, state: LangevinState) -> None:
-        """One step of every chain on the gradients in the bank, which it leaves at 0."""
-        langevin.step(bank, state, self.rule(state))

@@ -10,13 +10,12 @@ from torch import Tensor
 from patterning_fast import ops
 from patterning_fast.arguments import Positive, Seed, Share, checked
 from patterning_fast.chains.bank import ChainBank
-from patterning_fast.samplers import langevin
-from patterning_fast.samplers.langevin import LangevinState
+from patterning_fast.samplers.langevin import Langevin, LangevinState
 
 
 @dataclass(frozen=True)
 @checked
-class SGHMC:
+class SGHMC(Langevin):
     """p ← (1 − friction)·p − lr·∇U + √(2·friction·lr)·ξ, w ← w + p: Chen et al. 2014, eq. 15; p is 0 at first.
 
     ∇U = n_beta·g + localization·(w − w*). On U = ½a(w − w*)² the stationary variance is
@@ -28,14 +27,10 @@ class SGHMC:
 
     def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank, its momentum 0; the tensors are float32 `[rows]`."""
-        state = langevin.init(bank, lr, n_beta, localization, seed)
+        state = super().init(bank, lr, n_beta, localization, seed)
         state.memory = torch.zeros_like(bank.params)
         return state
 
     def rule(self, state: LangevinState) -> ops.SGHMC:
         assert state.memory is not None
         return ops.SGHMC(state.memory, self.friction)
-
-    def update(self, bank: ChainBank, state: LangevinState) -> None:
-        """One step of every chain on the gradients in the bank, which it leaves at 0."""
-        langevin.step(bank, state, self.rule(state))

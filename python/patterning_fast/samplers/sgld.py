@@ -9,15 +9,14 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
-from patterning_fast.arguments import Positive, Seed, Whole, checked
+from patterning_fast.arguments import Positive, Whole, checked
 from patterning_fast.chains.bank import ChainBank
-from patterning_fast.samplers import langevin
-from patterning_fast.samplers.langevin import LangevinState
+from patterning_fast.samplers.langevin import Langevin, LangevinState
 
 
 @dataclass(frozen=True)
 @checked
-class SGLD:
+class SGLD(Langevin):
     """w ← w − (lr/2)·[n_beta·g + localization·(w − w*)] + √lr·ξ, g the minibatch mean gradient.
 
     On U = ½a(w − w*)² the stationary variance is 1/(a(1 − lr·a/4)). With `gradient_noise_correction` only as much noise
@@ -28,10 +27,6 @@ class SGLD:
     lr: Positive
     gradient_noise_correction: bool = False
 
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
-        """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""
-        return langevin.init(bank, lr, n_beta, localization, seed)
-
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0.
 
@@ -39,7 +34,7 @@ class SGLD:
         """
         if self.gradient_noise_correction:
             raise ValueError("gradient_noise_correction needs per-sample gradients: call update_row for every row")
-        langevin.step(bank, state)
+        super().update(bank, state)
 
     def rule(self, state: LangevinState) -> None:
         """None: `langevin_step`'s own."""

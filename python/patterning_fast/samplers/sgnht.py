@@ -11,8 +11,7 @@ from patterning_fast import ops
 from patterning_fast.arguments import NonNegative, Positive, Seed, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.ops.reference.philox import INDEX_BITS
-from patterning_fast.samplers import langevin
-from patterning_fast.samplers.langevin import LangevinState
+from patterning_fast.samplers.langevin import Langevin, LangevinState
 
 MOMENTUM_STEP = 2**INDEX_BITS - 1
 """Where in the noise the first momentum is drawn: the last step there is, which no chain comes to."""
@@ -20,7 +19,7 @@ MOMENTUM_STEP = 2**INDEX_BITS - 1
 
 @dataclass(frozen=True)
 @checked
-class SGNHT:
+class SGNHT(Langevin):
     """p ← (1 − thermostat·lr)·p − lr·∇U + √(2·diffusion·lr)·ξ, w ← w + lr·p: Ding et al. 2014, algorithm 2.
 
     Each chain's thermostat moves by lr·(|p|²/params − 1), so that unknown noise of the gradients is taken out again.
@@ -38,7 +37,7 @@ class SGNHT:
         The momentum is standard normal, a pure function of (seed, chain id), and opposite in the two chains of an
         antithetic pair; the thermostat is `diffusion`.
         """
-        state = langevin.init(bank, lr, n_beta, localization, seed)
+        state = super().init(bank, lr, n_beta, localization, seed)
         state.memory = torch.empty_like(bank.params)
         state.thermostat = torch.full_like(state.lr, self.diffusion)
         for row in range(bank.plan.rows):
@@ -51,7 +50,3 @@ class SGNHT:
         assert state.memory is not None
         assert state.thermostat is not None
         return ops.SGNHT(state.memory, state.thermostat, self.diffusion)
-
-    def update(self, bank: ChainBank, state: LangevinState) -> None:
-        """One step of every chain on the gradients in the bank, which it leaves at 0."""
-        langevin.step(bank, state, self.rule(state))

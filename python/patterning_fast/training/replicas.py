@@ -16,7 +16,7 @@ from patterning_fast import ops
 from patterning_fast.arguments import Count, Seed, checked
 from patterning_fast.callbacks import calling, returned
 from patterning_fast.engine.memory import check_fits
-from patterning_fast.posterior.components import full
+from patterning_fast.posterior.components import FULL, component, may_move
 from patterning_fast.posterior.data import bytes_each, check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
 from patterning_fast.posterior.losses import Batch, Loss
@@ -75,7 +75,9 @@ def train_replicas(
     device, replicas = initial.device, len(initial)
     check_fits({"batch_size": replicas * batch_size * (8 + bytes_each(data))})
     rhos = [None] if weights is None else list(weights.to(device, torch.float32))
-    stacks = [dense_stack(model, loss, [full(model)], replicas, data, rho) for rho in rhos]
+    stacks = [
+        dense_stack(model, loss, [component(model, FULL, list(may_move(model)))], replicas, data, rho) for rho in rhos
+    ]
     parameters = initial.detach().repeat(len(rhos), 1, 1).requires_grad_()
     gradients = torch.zeros_like(parameters)
     with calling("train_replicas: optimizer", "take a list of parameters"):
