@@ -137,6 +137,7 @@ class Record(NamedTuple):
         (tuple[Tensor, Tensor], [(torch.ones(1), torch.ones(1))], [(torch.ones(1),), torch.ones(2), [1, 2]]),
         (Annotated[list[float], Holds(1), Distinct()], [[1.0, 2]], [[], [1.0, 1], [math.nan]]),
         (dict[str, Count], [{}, {"x": 1}], [{"x": 0}, {1: 1}, [("x", 1)], None]),
+        (Tensor, [torch.ones(2)], [torch.eye(2).to_sparse(), [1.0], np.ones(2)]),
         (nn.Module, [nn.Linear(1, 1)], [nn.Linear, None, lambda x: x]),
         (Record, [Record(1)], [Record(0), (1, "x"), Record(1, None)]),  # type: ignore[arg-type]
     ],

@@ -21,6 +21,7 @@ from reprlib import Repr
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import numpy as np
+import torch
 
 SHOWN = Repr()
 SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 80
@@ -235,6 +236,17 @@ class ClassDomain(Domain):
         if isinstance(value, type):
             raise Refused(TypeError, value, self, f"that is a class: make one with {value.__name__}(...)")
         raise Refused(TypeError, value, self, MENDS.get(qualified(self.cls), ""))
+
+
+@dataclass(frozen=True)
+class TensorDomain(ClassDomain):
+    """A tensor whose numbers lie in memory one by one."""
+
+    def read(self, value: Any) -> Any:
+        super().read(value)
+        if value.layout is not torch.strided:
+            raise Refused(TypeError, value, self, f"it is {value.layout}: pass .to_dense()")
+        return value
 
 
 @dataclass(frozen=True)
@@ -495,6 +507,8 @@ def domain_of(hint: Any) -> Domain:
         return ProtocolDomain(f"{article} {cls.__name__}", cls, tuple(public))
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
         return RecordDomain(f"{article} {cls.__name__}", cls, fields_of(cls))
+    if cls is torch.Tensor:
+        return TensorDomain("a Tensor", cls)
     return ClassDomain(f"{article} {cls.__name__}", cls)
 
 

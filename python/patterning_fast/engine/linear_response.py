@@ -103,7 +103,9 @@ def linear_response(
             each component.
         ChainDivergedError: every chain of every component has run away, or its derivative has.
     """
-    if type(sampler) is not SGLD or sampler.gradient_noise_correction:
+    if type(sampler) is not SGLD:
+        raise TypeError(f"only SGLD itself can be differentiated, got {sampler!r}; pass SGLD(lr={sampler.lr})")
+    if sampler.gradient_noise_correction:
         raise ValueError(
             f"only SGLD without gradient_noise_correction can be differentiated, got {sampler!r}; "
             f"pass SGLD(lr={sampler.lr})"
