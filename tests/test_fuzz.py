@@ -25,7 +25,7 @@ def test_the_call_that_cases_start_from_works(name: str) -> None:
     assert run(Case(name, {})) is None
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_numbers_come_out_or_an_error_of_ours(case: Case) -> None:
     faulthandler.dump_traceback_later(HANG, exit=True)

@@ -68,6 +68,8 @@ def text_of(texts: Texts | Mapping[str, Texts], probe: str, sample: int) -> Any:
         if probe not in texts:
             raise ValueError(f"the mode is about probe {probe!r}, and there are texts of {sorted(texts)} only")
         texts = texts[probe]
+    if isinstance(texts, np.ndarray | Tensor) and not texts.ndim:
+        raise ValueError("texts must be samples along the first dimension, got a single number; pass a list of them")
     if sample >= len(texts):
         raise ValueError(
             f"the mode is about sample {sample} of probe {probe!r}, and there are {len(texts)} texts: "

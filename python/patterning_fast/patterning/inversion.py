@@ -12,7 +12,7 @@ import xarray as xr
 from patterning_fast.arguments import Positive, checked
 from patterning_fast.domains import Mend
 from patterning_fast.patterning.constraints import Constraints, constrained
-from patterning_fast.patterning.estimates import Estimates, by_datum, by_unit
+from patterning_fast.patterning.estimates import Estimates, by_datum, by_unit, check_chi
 from patterning_fast.patterning.modes import Mode
 from patterning_fast.patterning.plan import Plan, predictions, report
 from patterning_fast.patterning.regularization import Regularization, spectrum
@@ -87,6 +87,8 @@ def invert(
         aim = towards_components(target_vector(target, names), response, found, names)
     elif isinstance(target, Mode | xr.DataArray):
         data = target.data if isinstance(target, Mode) else target
+        if data.ndim != 1:
+            raise ValueError(f"the target must be one direction over the data, got dimensions {data.dims}; select one")
         check_same_data(chi["chi"], data, "the target and χ")
         aim = towards_direction(means(data.values.astype(np.float64), codes, estimates), estimates.counts)
     else:
@@ -168,9 +170,7 @@ def check_arguments(
     constraints: Constraints | None,
 ) -> None:
     """Raise ValueError or TypeError for arguments that are wrong whatever χ says."""
-    missing = {"chi", "chi_error", "chi_group"} - set(chi.data_vars)
-    if missing:
-        raise ValueError(f"expected the dataset that susceptibilities() returns; {sorted(missing)} are missing")
+    check_chi(chi)
     if "n_beta" not in chi.attrs:
         raise ValueError("χ lacks attrs['n_beta'], the posterior's; keep it with xr.set_options(keep_attrs=True)")
     if not isinstance(target, Mapping) and strength is None:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from patterning_fast.arguments import Count, Estimate, Seed, checked
+from patterning_fast.patterning.estimates import check_chi
 from patterning_fast.patterning.noise import BLOCK_BYTES, InnerProducts, inner_products
 from patterning_fast.patterning.spectrum import Spectrum, ratio
 from patterning_fast.patterning.stability import QUANTILES, stability
@@ -62,9 +63,9 @@ class Modes:
 
 def check_matrix(chi: xr.Dataset) -> None:
     """Raise ValueError unless χ and its error are there and finite."""
-    missing = {"chi", "chi_error", "chi_group"} - set(chi.data_vars)
-    if missing:
-        raise ValueError(f"expected the dataset that susceptibilities() returns; {sorted(missing)} are missing")
+    check_chi(chi)
+    if chi.sizes["component"] < 2:
+        raise ValueError("modes compare components: χ of at least two is needed")
     for name in ("chi", "chi_error"):
         values = chi[name].values
         broken = values.size - sum(int(np.isfinite(row).sum()) for row in values)
@@ -104,8 +105,6 @@ def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: Count | None = Non
     Raises ValueError for χ that is missing, not finite, of one component, or the same for all data, and for
     components with fewer than two groups of chains.
     """
-    if chi.sizes["component"] < 2:
-        raise ValueError("modes compare components: χ of at least two is needed")
     check_matrix(chi)
     summed = inner_products(chi)
     scale = scales(summed, chi)

@@ -94,6 +94,8 @@ def train(
     training loss is no longer finite, BlockingIOError or OSError for a folder in use or one that cannot be written.
     """
     check_data("data", data, model)
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"model must have parameters, got {type(model).__name__} without; pass one to be trained")
     if weights is not None and reweighing is not None:
         raise ValueError("weights are given, and reweighing decides on them: leave one of the two out")
     device = next(model.parameters()).device
