@@ -74,8 +74,10 @@ def load_weights(path: str | Path, data: Batch) -> xr.DataArray:
     """Weights as `save_weights` wrote them, with coordinates and attributes.
 
     Raises ImportError without pyarrow, and ValueError for a file that is not of weights, or is of other data than
-    these: it says what differs.
+    these: it says what differs; FileNotFoundError where there is none.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: write them with save_weights")
     pa, pq = parquet()
     try:
         table = pq.read_table(path)
@@ -117,7 +119,14 @@ def identity(data: Batch) -> dict[str, Any]:
 
 
 def tensors(data: Batch) -> tuple[Tensor, ...]:
-    return data if isinstance(data, tuple) else (data,)
+    """The data's tensors; raises ValueError where they are no samples."""
+    parts = data if isinstance(data, tuple) else (data,)
+    shapes = [list(each.shape) for each in parts]
+    if not parts or any(not each.dim() or not each.numel() or len(each) != len(parts[0]) for each in parts):
+        raise ValueError(
+            f"data must be samples along a common first dimension, got shapes {shapes}; pass the data whole"
+        )
+    return parts
 
 
 def sample_hashes(data: Batch) -> npt.NDArray[np.uint64]:
