@@ -7,6 +7,7 @@ from patterning_fast.engine.calibration import calibrate
 from patterning_fast.engine.linear_response import linear_response
 from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
+from patterning_fast.engine.trace_checksums import load_traces
 from patterning_fast.estimators.aggregation import aggregate
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.estimators.training_response import training_response
@@ -65,6 +66,7 @@ __all__ = [
     "invert",
     "layers",
     "linear_response",
+    "load_traces",
     "load_weights",
     "losses",
     "match_modes",

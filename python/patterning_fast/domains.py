@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import io
 import math
 import numbers
 import types
@@ -493,6 +494,8 @@ def domain_of(hint: Any) -> Domain:
         name = {Sequence: "list", Iterable: "list"}.get(container, container.__name__)
         return SequenceDomain(f"a {name} of {plural(element)}", element, container)
     cls = origin or hint
+    if cls is typing.IO:
+        return ClassDomain("an open file", io.IOBase)
     if typing.is_typeddict(cls):
         return RecordDomain(f"a dict of {cls.__name__}", dict, fields_of(cls), cls.__required_keys__)
     if cls is object:

@@ -51,18 +51,58 @@ def put(path: Path, write: Callable[[Path], object]) -> None:
     flush_to_disk(path.parent)
 
 
+def put_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Put a folder in place whole: `write(partial)` fills one beside its place, and it comes there once on the disk.
+
+    What stood there is set aside for the moment between, and removed last. A kill leaves the old one or the new one,
+    or none and the old one set aside, which `clear_partial` brings back.
+    """
+    clear_partial(path)
+    partial, aside = partial_path(path), aside_path(path)
+    try:
+        partial.mkdir()
+        write(partial)
+        for each in (*partial.rglob("*"), partial):
+            flush_to_disk(each)
+        if path.exists():
+            path.rename(aside)
+        partial.rename(path)
+    except BaseException:
+        clear_partial(path)
+        raise
+    clear_partial(path)
+
+
 def partial_path(path: Path) -> Path:
     """Where `path` is written before it is whole: hidden, beside it."""
     return path.with_name(f".{path.name}.partial")
 
 
+def aside_path(path: Path) -> Path:
+    """Where a folder waits that is being replaced: hidden, beside its place."""
+    return path.with_name(f".{path.name}.replaced")
+
+
 def clear_partial(path: Path) -> None:
-    """Remove what a killed run has left of writing `path`, a file or a folder."""
-    partial = partial_path(path)
-    if partial.is_dir() and not partial.is_symlink():
-        shutil.rmtree(partial)
-    else:
-        partial.unlink(missing_ok=True)
+    """Make good what a killed run has left of putting `path`, a file or a folder: it is the old one or the new one."""
+    aside = aside_path(path)
+    if aside.exists() and not path.exists():
+        aside.rename(path)
+    if path.parent.exists():
+        flush_to_disk(path.parent)  # a new folder must not be lost after the old one
+    for left in (partial_path(path), aside):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, as far as they are missing, all of them on the disk."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        flush_to_disk(path.parent)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from torch import Tensor, nn
 
 import patterning_fast as pf
@@ -147,7 +146,7 @@ def test_traces_are_what_the_statistics_are_made_of(tmp_path: Any) -> None:
     one, path = posterior(module("tied")), tmp_path / "traces"
     run = pf.sample(one, SAMPLERS[0], traces=path, **SAMPLING)
     assert torch.equal(run.totals.cross, pf.sample(one, SAMPLERS[0], **SAMPLING).totals.cross)
-    with xr.open_datatree(path, engine="zarr") as tree:
+    with pf.load_traces(path) as tree:
         np.testing.assert_array_equal(tree["/chains/phi"].values, run.diagnostics()["phi"].values)
         losses = tree["/probes/data/losses"].values
     shift = run.totals.loss_shift.numpy().astype(float)

@@ -29,7 +29,7 @@ def sample(path: Path, posterior: pf.LocalPosterior | None = None, **changes: An
 
 
 def read(path: Path) -> xr.DataTree:
-    with xr.open_datatree(path, engine="zarr") as tree:
+    with pf.load_traces(path) as tree:
         return tree.load()
 
 
@@ -120,7 +120,12 @@ def test_chains_that_diverge_leave_their_traces(tmp_path: Path) -> None:
         pf.sample(
             posterior, pf.SGLD(1e-9), chains=2, draws=20, batch_size=4, progress=False, traces=tmp_path / "t.zarr"
         )
-    phi = read(tmp_path / "t.zarr")["/chains"].to_dataset()["phi"]
+    with pytest.raises(
+        ValueError, match=r"lacks draws\.json, which is written when a run ends: \d+ of 20 draws are there"
+    ):
+        pf.load_traces(tmp_path / "t.zarr")
+    with xr.open_datatree(tmp_path / "t.zarr", engine="zarr") as tree:
+        phi = tree["/chains"].to_dataset()["phi"].load()
     assert bool(np.isfinite(phi[..., 0]).all())
     assert bool(np.isnan(phi[..., -1]).all())
 
@@ -146,7 +151,7 @@ def test_a_run_that_resumes_needs_its_traces(tmp_path: Path) -> None:
     sample(path, checkpoint=checkpoint)
     assert read(path).identical(before)
     path.rename(tmp_path / "moved.zarr")
-    with pytest.raises(FileNotFoundError, match=r"t.zarr is not there, but the run has 8 draws"):
+    with pytest.raises(FileNotFoundError, match=r"t.zarr is not there, but the run has 7 draws"):
         sample(path, checkpoint=checkpoint)
     with pytest.raises(ValueError, match="traces: True there, False here"):
         pf.sample(

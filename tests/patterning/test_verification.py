@@ -111,7 +111,7 @@ def test_draws_are_weighted_by_what_the_traces_hold(
 ) -> None:
     plan, path = traced
     checked = pf.importance_check(plan, path, fractions=[1.0])
-    with xr.open_datatree(path, engine="zarr") as tree:
+    with pf.load_traces(path) as tree:
         phi = tree["/chains"].to_dataset()["phi"].sel(component="full").values
         (probe,) = tree["/probes"].children
         losses = tree[f"/probes/{probe}"].to_dataset()["losses"].sel(component="full").values.astype(np.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 import xarray as xr
@@ -50,11 +51,16 @@ def test_two_dimensions_go_by_their_coordinates_too() -> None:
         torch.arange(5.0),
         xr.DataArray(np.arange(5.0)[::-1], dims="sample", coords={"sample": np.arange(5)[::-1]}),
         xr.DataArray(np.arange(5.0), dims="sample"),
+        xr.DataArray(np.arange(5.0), dims="datum", coords={"datum": np.arange(5), "strength": 0.5}),
     ],
 )
 def test_weights_of_samples_hold_for_their_tokens(weights: torch.Tensor | xr.DataArray) -> None:
     assert torch.equal(weights_for(weights, SAMPLES, (TOKENS,)), torch.arange(5.0)[:, None].expand(5, TOKENS))
     assert torch.equal(weights_for(weights, SAMPLES, ()), torch.arange(5.0))
+
+
+def datum(names: npt.ArrayLike) -> xr.DataArray:
+    return xr.DataArray(np.arange(5.0), dims="datum", coords={"datum": names})
 
 
 @pytest.mark.parametrize(
@@ -66,6 +72,14 @@ def test_weights_of_samples_hold_for_their_tokens(weights: torch.Tensor | xr.Dat
         (of_tokens(), (TOKENS - 1,), "position must be numbers of the data, 0 to 1, got 2: they must come from"),
         (of_tokens(), (), r"weights of tokens do not fit the data, whose losses have shape \[5\], one a sample"),
         (of_tokens().assign_coords(sample=("token", ["a"] * 15)), (TOKENS,), "sample must be numbers of .*, got a:"),
+        (
+            datum(np.arange(5)[::-1]),
+            (),
+            "coordinate 'datum' and none that says which sample each belongs to",
+        ),
+        (datum(np.arange(1, 6)), (), "'datum' and none that says"),
+        (datum(list("abcde")), (), "'datum' and none that says"),
+        (datum(range(5)).assign_coords(domain=("datum", list("aabab"))), (), "'domain' and none that says"),
         (torch.ones(TOKENS, SAMPLES), (TOKENS,), r"shape \[3, 5\] do not fit the data, whose losses have shape \[5, 3"),
         (torch.ones(SAMPLES + 1), (TOKENS,), r"shape \[6\] do not fit"),
         (torch.tensor([1.0, 2.0, torch.nan, torch.inf, 0.0]), (), "2 weights are not finite"),

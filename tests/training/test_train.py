@@ -75,13 +75,17 @@ def test_metrics_are_gathered() -> None:
 
 
 def test_weights_of_a_plan_fit_their_data_alone() -> None:
-    table = xr.DataArray(np.ones(12 * CONTEXT), dims="token", coords={"probe": ("token", ["a"] * 12 * CONTEXT)})
+    sample, position = (("token", each.ravel()) for each in np.indices((12, CONTEXT)))
+    coordinates = {"probe": ("token", ["a"] * 12 * CONTEXT), "sample": sample, "position": position}
+    table = xr.DataArray(np.ones(12 * CONTEXT), dims="token", coords=coordinates)
     assert torch.equal(trained(table), trained(None))
     two = table.assign_coords(probe=("token", ["a", "b"] * 6 * CONTEXT))
     with pytest.raises(ValueError, match=r"belong to several probes \['a', 'b'\]"):
         trained(two)
     with pytest.raises(ValueError, match="they must come from a plan on this very data"):
         trained(table[:-1])
+    with pytest.raises(ValueError, match="coordinate 'probe' and none that says which sample each belongs to: give"):
+        trained(table[::-1].drop_vars(["sample", "position"]))
 
 
 @pytest.mark.parametrize(

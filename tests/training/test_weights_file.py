@@ -15,12 +15,15 @@ import xarray as xr
 from torch import Tensor
 
 import patterning_fast as pf
+from patterning_fast.training.weights_file import sealed
 from tests.engine.test_checkpoint import files_of_at_most
+from tests.flips import cut, flipped, random_bits
 from tests.models import CONTEXT, tokens
 
 pytest.importorskip("pyarrow")
 
 SAMPLES = 12
+FLIPS = 1000
 
 
 def weights(seed: int = 0) -> xr.DataArray:
@@ -38,6 +41,10 @@ def weights(seed: int = 0) -> xr.DataArray:
         name="weight",
         attrs={"long_name": "data weight rho", "units": "1"},
     )
+
+
+def of_samples() -> xr.DataArray:
+    return xr.DataArray(np.ones(SAMPLES), dims="sample", coords={"sample": np.arange(SAMPLES)})
 
 
 def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
@@ -104,9 +111,19 @@ def test_other_data_are_refused(data: Callable[[], Any], message: str, tmp_path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda each: each[: 3 * CONTEXT], "of 12 samples: they miss samples 3, 4, 5, 6, 7 and 4 more"),
-        (lambda each: each.assign_coords(sample=each["sample"] - 1), "they miss samples 11"),
-        (lambda each: xr.concat([each, each.assign_coords(sample=each["sample"] + 9)], "token"), "name samples 12"),
+        (lambda each: each[: 3 * CONTEXT], "miss 72 of the data's 96 tokens, the first at sample 3, position 0"),
+        (lambda each: each[:-1], "miss 1 of the data's 96 tokens, the first at sample 11, position 7"),
+        (lambda each: each[:0], "miss 12 of the data's 12 tokens"),
+        (lambda each: xr.concat([each, each[5:7]], "token"), "give more than once 2 of .* 96 tokens, .* position 5"),
+        (lambda each: of_samples()[[*range(12), 4]], "give more than once 1 of the data's 12 samples, .* at sample 4"),
+        (lambda each: each.assign_coords(sample=each["sample"] - 1), "must be numbers of the data, 0 to 11, got -1"),
+        (lambda each: each.assign_coords(position=each["position"] / 2), r"position must be numbers .*, got 0\.0"),
+        (lambda each: xr.concat([each, each.assign_coords(sample=each["sample"] + 9)], "token"), "0 to 11, got 12"),
+        (lambda each: each.where(each["position"] > 0), "12 weights are not finite"),
+        (lambda each: each * 1e50, "96 weights are not finite"),
+        (lambda each: -each, "weights must have a positive sum, got -"),
+        (lambda each: 0 * each, "the weights are all zero"),
+        (lambda each: each.astype(str), "weights must be real numbers, got <U"),
         (lambda each: each.drop_vars("sample"), "must lie along one dimension with the coordinate 'sample'"),
         (lambda each: each.assign_coords(probe=("token", ["a", "b"] * 48)), r"several probes \['a', 'b'\]"),
     ],
@@ -114,9 +131,56 @@ def test_other_data_are_refused(data: Callable[[], Any], message: str, tmp_path:
 def test_weights_of_other_data_are_not_saved(
     change: Callable[[xr.DataArray], xr.DataArray], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         pf.save_weights(tmp_path / "w", change(weights()), tokens())
     assert list(tmp_path.iterdir()) == []
+
+
+def replaced(table: Any, name: str, values: Any) -> Any:
+    import pyarrow as pa
+
+    return table.set_column(table.column_names.index(name), name, pa.array(values))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: replaced(table, "weight", [None, *table["weight"].to_pylist()[1:]]), "1 weights are not finite"),
+        (lambda table: replaced(table, "weight", [float("nan")] * 96), "96 weights are not finite"),
+        (lambda table: replaced(table, "sample_hash", [1] * 96), "gives samples hashes that are not theirs"),
+        (lambda table: table.slice(0, 48), "miss 48 of the data's 96 tokens"),
+        (lambda table: table.drop_columns("sample"), "with the coordinate 'sample'"),
+        (lambda table: replaced(table, "sample", table["sample"].cast("float32")), "must be numbers of the data"),
+        (lambda table: replaced(table, "sample", [None, *table["sample"].to_pylist()[1:]]), "must be numbers of the"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("sealed_again", [False, True])
+def test_a_file_that_others_have_changed_is_refused(
+    change: Callable[[Any], Any], message: str, sealed_again: bool, tmp_path: Path
+) -> None:
+    """For its checksum; where that is right, for what it holds."""
+    import pyarrow.parquet as pq
+
+    pf.save_weights(tmp_path / "w", weights(), tokens())
+    pq.write_table(change(pq.read_table(tmp_path / "w")), tmp_path / "w")
+    if sealed_again:
+        (tmp_path / "w").write_bytes(sealed((tmp_path / "w").read_bytes()))
+    with pytest.raises(ValueError, match=message if sealed_again else "w is damaged: its SHA-256 is not the one that"):
+        pf.load_weights(tmp_path / "w", tokens())
+
+
+def test_any_damage_is_noticed(tmp_path: Path) -> None:
+    """Whatever bit is flipped, and wherever the file is cut off."""
+    path = tmp_path / "w"
+    pf.save_weights(path, weights(), tokens())
+    size = path.stat().st_size
+    for bit in random_bits(path, FLIPS, seed=0):
+        with flipped(path, bit), pytest.raises(ValueError, match=r"w (is damaged: its SHA-256|was not written by)"):
+            pf.load_weights(path, tokens())
+    for length in range(0, size, max(1, size // FLIPS)):
+        with cut(path, length), pytest.raises(ValueError, match=r"w (is damaged: its SHA-256|was not written by)"):
+            pf.load_weights(path, tokens())
+    xr.testing.assert_identical(pf.load_weights(path, tokens()), weights())
 
 
 def test_other_files_are_not_weights(tmp_path: Path) -> None:
@@ -133,7 +197,7 @@ def test_other_files_are_not_weights(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_file_before(tmp_path: Path) -> None:
     path = tmp_path / "w"
     pf.save_weights(path, weights(), tokens())
-    with files_of_at_most(1000), pytest.raises(OSError, match="File too large"):
+    with files_of_at_most(1000), pytest.raises(OSError, match=r"cannot write weights to .*/w: File too large"):
         pf.save_weights(path, weights(1), tokens())
     xr.testing.assert_identical(pf.load_weights(path, tokens()), weights())
     assert list(tmp_path.iterdir()) == [path]

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from patterning_fast.arguments import Bytes, Count, Seed, Whole, checked
 from patterning_fast.chains.plan import Setting, chain_plan
@@ -47,6 +46,7 @@ from patterning_fast.posterior.components import FULL, Component, Components, re
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch, Probes
+from patterning_fast.progress import Progress, progress_bar
 from patterning_fast.samplers.sgld import SGLD
 
 DIFFERENCE = 0.01
@@ -131,7 +131,7 @@ def linear_response(
     steps = options.total_draws * steps_between_draws
     with (
         workers(lambda: Runners(posterior), device) as pool,
-        tqdm(
+        progress_bar(
             total=2 * steps * plan.rows, unit="step", desc=f"differentiating {plan.rows} chains", disable=not progress
         ) as bar,
     ):
@@ -176,7 +176,7 @@ def chains_at_once(posterior: LocalPosterior, components: list[Component], optio
     return min(options.chains, most // need)
 
 
-def responses(moving: TorchEnsemble, indices: Tensor | None, pool: Workers[Runners], bar: tqdm[None]) -> Tensor:
+def responses(moving: TorchEnsemble, indices: Tensor | None, pool: Workers[Runners], bar: Progress) -> Tensor:
     """−Cov[φ, l − L] of every chain of an ensemble at w*, `[components, chains, losses]`."""
     trajectory, rows = [moving.bank.params.clone()], moving.plan.rows
     for _ in range(moving.options.total_draws * moving.options.steps_between_draws):

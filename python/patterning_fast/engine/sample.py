@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from patterning_fast.arguments import Bytes, Count, NonNegative, Seed, Whole, checked
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
@@ -39,6 +38,7 @@ from patterning_fast.posterior.dense import NotDense
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Data, Probes
 from patterning_fast.posterior.observables import Observable, Observables, values_at_center
+from patterning_fast.progress import progress_bar
 from patterning_fast.samplers.langevin import Sampler
 
 TOTALS_BYTES = 256 * 2**20
@@ -105,7 +105,8 @@ def sample(
         checkpoint: folder to save the run's state in; where it holds that of this very run, the run resumes from it,
             and gives the same bits as one that was never interrupted.
         checkpoint_seconds: between saves; 0 saves after every draw.
-        traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to (see `TraceStore`).
+        traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to, which
+            `load_traces` reads.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -176,7 +177,7 @@ def sample_settings(
         started -= float(run.seconds)
         steps = options.steps_between_draws * plan.rows
         bar = stack.enter_context(
-            tqdm(
+            progress_bar(
                 total=options.total_draws * steps,
                 initial=done * steps,
                 unit="step",
@@ -240,7 +241,7 @@ def open_folders(
                 sets=probe_sets,
                 configuration={name: value for name, value in configuration.items() if value is not None},
                 run=fingerprint(identity),
-                resumed=saved.draws_done if saved else None,
+                resumed=max(0, saved.draws_done - int(attrs["burn_in"])) if saved else None,
             )
         )
     return saved, store

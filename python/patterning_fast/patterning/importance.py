@@ -12,6 +12,7 @@ import xarray as xr
 
 from patterning_fast.arguments import Positive, checked
 from patterning_fast.domains import Holds
+from patterning_fast.engine.trace_checksums import load_traces
 from patterning_fast.patterning.agreement import agreement, check_comparison, predicted_names
 from patterning_fast.patterning.plan import Plan
 from patterning_fast.posterior.observables import PHI
@@ -31,9 +32,9 @@ def importance_check(
 ) -> xr.Dataset:
     """What `verify` returns, without sampling: from the traces of a run, its draws weighted by importance.
 
-    E_ρ[φ] = Σwφ/Σw over draws, w = exp(−nβ·Σ_j (ρ_j − 1)·l_j/n) (Kahn & Marshall 1953). Costs one pass over the traces
-    and tells how far the response is linear; where χ came from these draws its noise is in both sides, so only `verify`
-    tells whether χ is right.
+    E_ρ[φ] = Σwφ/Σw over draws, w = exp(−nβ·Σ_j (ρ_j − 1)·l_j/n) (Kahn & Marshall 1953). Costs two passes over the
+    traces, the first to check them, and tells how far the response is linear; where χ came from these draws its noise
+    is in both sides, so only `verify` tells whether χ is right.
 
     Args:
         traces: store that `sample(..., traces=...)` has written, of the plan's data and no others (probes=None).
@@ -44,13 +45,11 @@ def importance_check(
     are a jackknife over groups of chains. Chains that diverged are left out.
 
     Raises ValueError for a plan of one of the user's observables, which traces do not hold, and for traces of other
-    data, with weights, with φ on some samples only or at another n_beta; FileNotFoundError where there is none.
+    data, with weights, with φ on some samples only or at another n_beta; what `load_traces` raises.
     """
     if plan.attrs["observable"] != PHI:
         raise ValueError(f"traces hold phi, and the plan is of {plan.attrs['observable']!r}: use verify")
-    if not Path(traces).exists():
-        raise FileNotFoundError(f"no traces at {traces}: write them with sample(..., traces=path)")
-    with xr.open_datatree(traces, engine="zarr") as tree:
+    with load_traces(traces) as tree:
         fractions = check_comparison(plan, float(tree.attrs["n_beta"]), fractions)
         losses, change = tracked_losses(plan, tree)
         traced_phi = tree["/chains"].to_dataset()["phi"]

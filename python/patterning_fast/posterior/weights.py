@@ -20,16 +20,17 @@ SHOWN = 5
 def weights_for(weights: Tensor | xr.DataArray, samples: int, loss_shape: tuple[int, ...]) -> Tensor:
     """ρ as float32 `[samples]` or `[samples, tokens]`, shaped as the losses it multiplies.
 
-    Weights with coordinates `sample` (and `position`) go where these say, in whatever order they come; others are
-    taken as they lie. Weights of samples hold for all tokens of a sample.
+    Weights with coordinates `sample` (and `position`) go where these say, in whatever order they come; tensors, and
+    arrays without coordinates, are taken as they lie. Weights of samples hold for all tokens of a sample.
 
-    Raises ValueError for weights of another shape or of several probes, that miss data or name some twice, and for
-    values that are not finite, negative in sum, or all zero.
+    Raises ValueError for weights of another shape or of several probes, that miss data or name some twice, whose
+    coordinates do not say which sample each belongs to, and for values that are not finite, negative in sum, or all
+    zero.
     """
     shape = (samples, *loss_shape)
     if isinstance(weights, xr.DataArray):
         one_probe(weights)
-        values = placed(weights, shape) if "sample" in weights.coords else weights.values
+        values = placed(weights, shape) if "sample" in weights.coords else in_order(weights)
         tensor = torch.from_numpy(values.astype(np.float32))
     else:
         tensor = weights.detach().to(torch.float32)
@@ -93,6 +94,17 @@ def placed(weights: xr.DataArray, shape: tuple[int, ...]) -> npt.NDArray[np.floa
     result = np.empty(grid, dtype=np.float64)
     result.ravel()[at] = weights.values.ravel()
     return result
+
+
+def in_order(weights: xr.DataArray) -> npt.NDArray[np.floating]:
+    """The values as they lie; raises ValueError where coordinates may say another order than that of the data."""
+    for name, each in weights.coords.items():
+        if each.ndim and not (each.ndim == 1 and np.array_equal(each.values, np.arange(each.size))):
+            raise ValueError(
+                f"the weights have the coordinate {str(name)!r} and none that says which sample each belongs to: give "
+                "them the coordinate 'sample', or a tensor of the values in the order of the data"
+            )
+    return weights.values
 
 
 @checked

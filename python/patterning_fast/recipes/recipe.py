@@ -19,9 +19,10 @@ import torch
 
 from patterning_fast.arguments import checked
 from patterning_fast.domains import Anything
+from patterning_fast.durable import clear_partial, put_folder, writing
 from patterning_fast.recipes.findings import summary, write
 from patterning_fast.recipes.pieces import Pieces
-from patterning_fast.report.output import output_folder
+from patterning_fast.report.output import check_output
 
 MODULES = ("induction", "parentheses", "superposition", "smollm")
 EXPECTED_BYTES = 2**26
@@ -103,10 +104,11 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
         "code": code,
     }
     on_cpu = getattr(recipe.settings, "device", "cpu") == "cpu"  # processes side by side would share a GPU's memory
-    with (
-        output_folder(out, EXPECTED_BYTES) as folder,
-        Pieces(out.absolute().with_name(f"{out.name}.parts"), made, at_once=None if on_cpu else 1) as pieces,
-    ):
+    target = out.resolve()
+    check_output(target, EXPECTED_BYTES)
+    with Pieces(target.with_name(f"{target.name}.parts"), made, at_once=None if on_cpu else 1) as pieces:
+        with writing("results", target):
+            clear_partial(target)
         found = recipe.module.run(recipe.settings, pieces)
         made |= {
             "command": command,
@@ -115,7 +117,8 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
             "seconds": pieces.time_spent(),
             "core_seconds": pieces.core_seconds,
         }
-        write(folder, found, made)
+        with writing("results", target):
+            put_folder(target, lambda folder: write(folder, found, made))
         pieces.remove()
     return summary(found) + f"\n\nreport: {out / 'report.html'}"
 

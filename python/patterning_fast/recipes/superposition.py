@@ -19,10 +19,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
-from tqdm import tqdm
 
 import patterning_fast as pf
 from patterning_fast.models.superposition import TiedAutoencoder
+from patterning_fast.progress import progress_bar
 from patterning_fast.recipes.findings import Findings, Picture, Rows
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.report import figures
@@ -149,7 +149,7 @@ def parts(
     """Parts `function(*arguments)` with all threads: kernels share out chains, whose whole loops are theirs."""
     return {
         name: pieces.of(f"{description}: {name}", partial(function, *each))
-        for name, each in tqdm(arguments.items(), desc=description, unit="part")
+        for name, each in progress_bar(arguments.items(), desc=description, unit="part")
     }
 
 

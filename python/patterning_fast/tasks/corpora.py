@@ -12,7 +12,6 @@ import re
 import sqlite3
 import struct
 import sysconfig
-import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 
 from patterning_fast.arguments import checked
-from patterning_fast.tasks.packages import Package
+from patterning_fast.tasks.packages import MOST_BYTES, Package, PackageError, all_of, members_of_tar
 
 MOLECULES = 100
 """In a document: one alone is a line."""
@@ -48,16 +47,19 @@ class Corpus:
 def whole_files(paths: Iterable[Path]) -> Iterator[str]:
     """A document for each file, unpacked where it is gzipped."""
     for path in paths:
-        content = path.read_bytes()
-        yield (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8", "replace")
+        yield text_of(path, ".gz")
+
+
+def text_of(path: Path, gzipped: str) -> str:
+    """The text of a file, unpacked where its name ends so."""
+    with gzip.open(path) if path.suffix == gzipped else path.open("rb") as content:
+        return all_of(content.read).decode("utf-8", "replace")
 
 
 def passages(paths: Iterable[Path]) -> Iterator[str]:
     """Files cut at blank lines into documents."""
     for path in paths:
-        content = path.read_bytes()
-        text = (gzip.decompress(content) if path.suffix == ".dz" else content).decode("utf-8", "replace")
-        yield from cut(re.split(r"\n\s*\n", text), "\n\n")
+        yield from cut(re.split(r"\n\s*\n", text_of(path, ".dz")), "\n\n")
 
 
 def cut(pieces: Iterable[str], between: str) -> Iterator[str]:
@@ -83,7 +85,8 @@ def wiki_summaries(paths: Iterable[Path]) -> Iterator[str]:
 def wiki_pages(paths: Iterable[Path]) -> Iterator[str]:
     """Markup of the pages of a dump, which may be cut off, but for pages that only point to others."""
     for path in paths:
-        dump = bz2.decompress(path.read_bytes()).decode("utf-8", "replace")
+        with bz2.open(path) as content:
+            dump = all_of(content.read).decode("utf-8", "replace")
         for page in re.findall(r"<text\b[^>]*>(.*?)</text>", dump, re.DOTALL):
             if not page.upper().startswith("#REDIRECT"):
                 yield html.unescape(page)
@@ -132,7 +135,9 @@ def lazily_loaded_lines(paths: Iterable[Path]) -> Iterator[str]:
         rest = path.read_bytes()
         while len(rest) > 4:
             inflate = zlib.decompressobj()
-            vector = inflate.decompress(rest[4:])
+            vector = inflate.decompress(rest[4:], MOST_BYTES)
+            if inflate.unconsumed_tail:
+                raise PackageError(f"a compressed vector holds more than {MOST_BYTES:,} bytes")
             rest = inflate.unused_data
             yield from cut(strings(io.BytesIO(vector)), "\n")
 
@@ -156,11 +161,11 @@ def strings(stream: io.BytesIO) -> Iterator[str]:
 def packed_sources(paths: Iterable[Path], pattern: str) -> Iterator[str]:
     """Files of a compressed source tree whose names match."""
     for path in paths:
-        with tarfile.open(path, "r|*") as packed:
-            for member in packed:
-                source = packed.extractfile(member) if re.fullmatch(pattern, member.name) else None
-                if source is not None:
-                    yield source.read().decode("utf-8", "replace")
+        with path.open("rb") as packed:
+            for name, opened in members_of_tar(packed):
+                if opened is not None and re.fullmatch(pattern, name):
+                    with opened() as source:
+                        yield all_of(source.read).decode("utf-8", "replace")
 
 
 def standard_library(_: Iterable[Path]) -> Iterator[str]:

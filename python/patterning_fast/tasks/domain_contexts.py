@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+import fcntl
+import io
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 from patterning_fast.arguments import Count, checked
 from patterning_fast.domains import Anything
-from patterning_fast.durable import flush_to_disk
+from patterning_fast.durable import make_folder, put, writing
 from patterning_fast.tasks.found_text import Contexts, plain_windows
 from patterning_fast.tasks.tokenizer import hash_of, train_tokenizer
 
@@ -76,15 +78,27 @@ def tokenized(domains: Mapping[str, Iterable[str]], vocabulary: Count, most: Cou
     Raises what `train_tokenizer` raises, OSError where the cache cannot be written.
     """
     text_sha256 = hash_of(domains)
-    tokenizer = train_tokenizer(domains, vocabulary, cache)
     folder = cache / f"tokens-{vocabulary}-{most}-{text_sha256}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, documents in domains.items():
-        if not (folder / f"{name}.npy").exists():
-            write(folder / f"{name}.npy", encoded(documents, tokenizer, most))
+    files = {name: folder / f"{name}.npy" for name in domains}
+    with nullcontext() if all(each.exists() for each in files.values()) else filling(cache):
+        tokenizer = train_tokenizer(domains, vocabulary, cache)
+        for name, documents in domains.items():
+            if not files[name].exists():
+                write(files[name], encoded(documents, tokenizer, most))
     return TokenizedDomains(
-        tokenizer, {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in domains}, text_sha256
+        tokenizer, {name: np.load(each, mmap_mode="r") for name, each in files.items()}, text_sha256
     )
+
+
+@contextmanager
+def filling(cache: Path) -> Iterator[None]:
+    """Make the folder if missing; wait for other processes that fill it, such as the parts of a recipe."""
+    with writing("tokens", cache):
+        make_folder(cache)
+        lock = (cache / "tokens.lock").open("a")
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def encoded(documents: Iterable[str], tokenizer: Any, most: int) -> np.ndarray:
@@ -98,7 +112,8 @@ def encoded(documents: Iterable[str], tokenizer: Any, most: int) -> np.ndarray:
 
 
 def write(path: Path, tokens: np.ndarray) -> None:
-    partial = path.with_name(f"partial-{os.getpid()}.npy")
-    np.save(partial, tokens)
-    flush_to_disk(partial)
-    partial.replace(path)
+    content = io.BytesIO()  # into a file np.save writes by C's stdio, and does not hear of a full disk
+    np.save(content, tokens)
+    with writing("tokens", path):
+        make_folder(path.parent)
+        put(path, lambda partial: partial.write_bytes(content.getbuffer()))

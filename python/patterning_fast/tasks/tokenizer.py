@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from patterning_fast.arguments import Count, checked
-from patterning_fast.durable import flush_to_disk
+from patterning_fast.durable import make_folder, put, writing
 
 ENOUGH_TEXT = 4_000_000
 """Characters of each domain to learn from, so that large domains do not own the vocabulary."""
@@ -21,7 +21,7 @@ def train_tokenizer(domains: Mapping[str, Iterable[str]], vocabulary: Count, cac
     With a folder `cache` it is kept there, under a hash of the text it learns from, and read the next time.
 
     Raises ValueError for a vocabulary under 257 (the bytes, and one merge) or more than the text has merges for,
-    ImportError without `tokenizers`.
+    ImportError without `tokenizers`, OSError where the cache cannot be written.
     """
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -42,11 +42,9 @@ def train_tokenizer(domains: Mapping[str, Iterable[str]], vocabulary: Count, cac
     if tokenizer.get_vocab_size() < vocabulary:
         raise ValueError(f"the text has pairs for a vocabulary of {tokenizer.get_vocab_size()}, not {vocabulary}")
     if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_name(f"partial-{kept.name}")
-        tokenizer.save(str(partial))
-        flush_to_disk(partial)
-        partial.replace(kept)
+        with writing("a tokenizer", kept):
+            make_folder(cache)
+            put(kept, lambda partial: partial.write_text(tokenizer.to_str(pretty=True), encoding="utf-8"))
     return tokenizer
 
 

@@ -10,7 +10,6 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from tqdm import tqdm
 
 from patterning_fast import ops
 from patterning_fast.arguments import Count, Seed, checked
@@ -20,6 +19,7 @@ from patterning_fast.posterior.components import FULL, component, may_move
 from patterning_fast.posterior.data import bytes_each, check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
 from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.progress import progress_bar
 
 
 @checked
@@ -86,7 +86,8 @@ def train_replicas(
     of_minibatches, at = torch.tensor(seed, device=device), torch.tensor(0, device=device)
     kept_at = [math.ceil(steps * (index + 1) / snapshots) for index in range(snapshots)]
     kept, losses = [], []
-    with tqdm(total=steps, unit="step", desc=f"training {len(rhos) * replicas} replicas", disable=not progress) as bar:
+    description = f"training {len(rhos) * replicas} replicas"
+    with progress_bar(total=steps, unit="step", desc=description, disable=not progress) as bar:
         for step in range(steps):
             parameters.grad = gradients.zero_()
             for stack, own, gradient in zip(stacks, parameters.detach(), gradients, strict=True):

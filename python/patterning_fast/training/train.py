@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from tqdm import tqdm
 
 from patterning_fast.arguments import Count, NonNegative, Positive, Seed, Whole, checked
 from patterning_fast.callbacks import calling, returned
@@ -22,6 +21,7 @@ from patterning_fast.engine.memory import check_fits
 from patterning_fast.posterior.data import bytes_each, check_data, loss_shape, sample_count, take, to_device
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
+from patterning_fast.progress import progress_bar
 from patterning_fast.training.minibatches import Minibatches, Weighting
 from patterning_fast.training.state import Metrics, Reweighing, TrainingState, training_identity
 
@@ -141,7 +141,7 @@ def train(
         if reweighing:
             minibatches.weigh(laid_out(reweighing.weights))
         model.train()
-        bar = tqdm(
+        bar = progress_bar(
             range(done, steps), initial=done, total=steps, unit="step", desc=description, position=position,
             disable=not progress,
         )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,20 @@ import xarray as xr
 from torch import Tensor
 
 from patterning_fast.arguments import checked
-from patterning_fast.durable import flush_to_disk
+from patterning_fast.durable import put, writing
 from patterning_fast.engine.identity import differences, digest
 from patterning_fast.patterning.plan import Plan
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.losses import Batch
-from patterning_fast.posterior.weights import one_probe, shown
+from patterning_fast.posterior.weights import check_values, one_probe, placed, shown
 
 RECORD = b"patterning_fast"
-"""Key of our JSON among the file's metadata: dimension, attributes, and what the data are."""
+"""Key of our JSON among the file's metadata: dimension, attributes, what the data are, and the file's SHA-256."""
+
+SEAL = b'"file_sha256": "'
+"""What the SHA-256 stands behind, within the record. The hash is of the file with zeros in its place."""
+
+ZEROS = b"0" * 64
 
 CONTENT = "sample_hash"
 """Column that tells a sample by what it holds, wherever it stands."""
@@ -38,52 +42,47 @@ def save_weights(path: str | Path, weights: Plan | xr.DataArray, data: Batch) ->
             as `plan.weights` and `spread_weights` have them. Attributes, those of the plan too, are kept.
         data: that the weights are of; only hashes of it are written.
 
-    Raises ImportError without pyarrow, ValueError for weights that name samples which the data lack.
+    Raises ImportError without pyarrow; TypeError for weights that are no numbers; ValueError for weights that `train`
+    would refuse: not finite, not of these data, or given more than once; OSError where the file cannot be written.
     """
     pa, pq = parquet()
     table = weights.weights.assign_attrs(weights.attrs) if isinstance(weights, Plan) else weights
-    if table.ndim != 1 or "sample" not in table.coords:
-        raise ValueError(
-            "weights must lie along one dimension with the coordinate 'sample', as plan.weights and spread_weights "
-            f"give them; got dimensions {table.dims} with coordinates {list(table.coords)}"
-        )
-    one_probe(table)
-    samples, count = table["sample"].values, sample_count(data)
-    missing = np.setdiff1d(np.arange(count), samples)
-    foreign = np.setdiff1d(samples, np.arange(count))
-    if len(missing) or len(foreign):
-        raise ValueError(
-            f"the weights are not of these data of {count} samples: "
-            + (f"they miss samples {shown(missing)}" if len(missing) else f"they name samples {shown(foreign)}")
-        )
+    check_weights(table, data)
     columns = {str(name): each.values for name, each in table.coords.items() if each.dims == table.dims}
-    columns |= {CONTENT: sample_hashes(data)[samples], "weight": table.values}
+    columns |= {CONTENT: sample_hashes(data)[table["sample"].values], "weight": table.values}
     record = {"dimension": table.dims[0], "attrs": dict(table.attrs), "data": identity(data)}
-    metadata = {RECORD: json.dumps(record, default=plain)}
+    metadata = {RECORD: json.dumps(record | {"file_sha256": ZEROS.decode()}, default=plain)}
+    made = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), made, write_page_checksum=True)
+    content = sealed(made.getvalue().to_pybytes())
     path = Path(path).absolute()
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as folder:
-        partial = Path(folder) / path.name
-        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), partial)
-        flush_to_disk(partial)
-        partial.replace(path)
-    flush_to_disk(path.parent)
+    with writing("weights", path):
+        put(path, lambda partial: partial.write_bytes(content))
 
 
 @checked
 def load_weights(path: str | Path, data: Batch) -> xr.DataArray:
     """Weights as `save_weights` wrote them, with coordinates and attributes.
 
-    Raises ImportError without pyarrow, and ValueError for a file that is not of weights, or is of other data than
-    these: it says what differs; FileNotFoundError where there is none.
+    Raises ImportError without pyarrow, and ValueError for a file that is damaged, is not of weights, or is of other
+    data than these: it says what differs; FileNotFoundError where there is none.
     """
+    pa, pq = parquet()
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights at {path}: write them with save_weights")
-    pa, pq = parquet()
-    try:
-        table = pq.read_table(path)
-        record = json.loads((table.schema.metadata or {})[RECORD])
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise ValueError(f"{path} was not written by save_weights: {error}") from error
+    content = Path(path).read_bytes()
+    if SEAL not in content:
+        raise ValueError(
+            f"{path} was not written by save_weights of this version, or is damaged: it holds no checksum of its own; "
+            "save the weights again"
+        )
+    if sealed(content) != content:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is not the one that save_weights wrote into it; "
+            "take a copy of the file that is whole, or save the weights again"
+        )
+    table = pq.read_table(pa.BufferReader(content))
+    record = json.loads(table.schema.metadata[RECORD])
     columns = {name: table[name].to_numpy().copy() for name in table.column_names}
     found = differences(record["data"], identity(data))
     if found:
@@ -91,11 +90,38 @@ def load_weights(path: str | Path, data: Batch) -> xr.DataArray:
             "\n  ".join([f"{path} holds weights of other data:", *found, *changed_samples(columns, data)])
             + "\nGive the data that the weights were made for."
         )
-    del columns[CONTENT]
+    hashes, values = columns.pop(CONTENT), columns.pop("weight")
     dimension = record["dimension"]
-    values = columns.pop("weight")
     coordinates = {name: (dimension, each) for name, each in columns.items()}
-    return xr.DataArray(values, dims=dimension, coords=coordinates, name="weight", attrs=record["attrs"])
+    weights = xr.DataArray(values, dims=dimension, coords=coordinates, name="weight", attrs=record["attrs"])
+    check_weights(weights, data)
+    if not np.array_equal(hashes, sample_hashes(data)[weights["sample"].values]):
+        raise ValueError(f"{path} gives samples hashes that are not theirs: save the weights again")
+    return weights
+
+
+def check_weights(weights: xr.DataArray, data: Batch) -> None:
+    """Raise TypeError or ValueError unless these are finite numbers, one for each sample or token of the data."""
+    if weights.ndim != 1 or "sample" not in weights.coords:
+        raise ValueError(
+            "weights must lie along one dimension with the coordinate 'sample', as plan.weights and spread_weights "
+            f"give them; got dimensions {weights.dims} with coordinates {list(weights.coords)}"
+        )
+    if not np.issubdtype(weights.dtype, np.floating) and not np.issubdtype(weights.dtype, np.integer):
+        raise TypeError(f"weights must be real numbers, got {weights.dtype}")
+    one_probe(weights)
+    shape: tuple[int, ...] = (sample_count(data),)
+    if "position" in weights.coords:
+        positions = weights["position"].values
+        shape += (1 + int(positions.max(initial=0)) if np.issubdtype(positions.dtype, np.integer) else 1,)
+    check_values(torch.from_numpy(placed(weights, shape)).float())
+
+
+def sealed(content: bytes) -> bytes:
+    """A file of weights with its SHA-256 in place."""
+    at = content.rindex(SEAL) + len(SEAL)
+    before, after = content[:at], content[at + len(ZEROS) :]
+    return before + hashlib.sha256(before + ZEROS + after).hexdigest().encode() + after
 
 
 def parquet() -> tuple[Any, Any]:
