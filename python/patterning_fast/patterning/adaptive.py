@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from patterning_fast.arguments import Count, Estimate, KeywordsOf, NonNegative, Positive, Whole, checked
-from patterning_fast.callbacks import calling
+from patterning_fast.callbacks import calling, returned
 from patterning_fast.domains import Holds, NotZero
 from patterning_fast.engine.identity import Identity, code_name, coordinates, digest
 from patterning_fast.engine.sample import sample
@@ -435,7 +435,9 @@ def target_table(trajectory: Trajectory, times: list[int]) -> dict[int, dict[str
             time: {name: float(np.interp(time, at, [each[name] for each in knots.values()])) for name in names}
             for time in times
         }
-    found = {time: dict(trajectory(time)) for time in times}
+    with calling("train_towards: trajectory", "take a step and return {component: value}"):
+        targets = {time: trajectory(time) for time in times}
+    found = {time: dict(returned("train_towards: trajectory", targets[time], Mapping[str, Estimate])) for time in times}
     check_targets(found)
     names = list(found[times[0]])
     return {time: {name: float(each[name]) for name in names} for time, each in found.items()}
