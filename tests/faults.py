@@ -14,7 +14,6 @@ import array
 import ctypes
 import errno
 import fcntl
-import gc
 import os
 import platform
 import select
@@ -49,10 +48,13 @@ class Fault:
     """Whether each later operation that needs room fails as well."""
     loses_power: bool = False
     """Whether all is lost that was not flushed: bytes of files, and names in folders."""
+    keeps_removals: bool = False
+    """Whether what was removed is gone all the same, though other changes before it are lost: disks may reorder."""
 
 
 KILL = Fault("kill")
 POWER_LOSS = Fault("loss of power", loses_power=True)
+REORDERED = Fault("loss of power after removals", loses_power=True, keeps_removals=True)
 IO_ERROR = Fault("I/O error", errno.EIO)
 FULL = Fault("full disk", errno.ENOSPC, lasting=True)
 
@@ -144,7 +146,7 @@ def run(action: Callable[[], object], folder: Path, fault: Fault | None = None, 
         if said:
             ended.error = said.removeprefix("ok") or None
         if fault and fault.loses_power and len(ended.operations) > at:
-            disk.restore()
+            disk.restore(fault.keeps_removals)
     return ended
 
 
@@ -152,7 +154,6 @@ def in_the_process(action: Callable[[], object], channel: socket.socket) -> None
     """What the forked process does; it ends here."""
     said = "ok"
     try:
-        gc.disable()  # it would touch, and so copy, all that the process has
         os.setsid()
         torch.set_num_threads(1)
         listener = stop_at_changes()
@@ -198,6 +199,8 @@ def supervise(listener: int, process: int, disk: Disk, ended: Ended) -> None:
                     continue  # an answer might let it carry the operation out first
             if operation.call in ("fsync", "fdatasync") and not error:
                 disk.flush(f"/proc/{thread}/fd/{arguments[0]}")
+            if operation.call in ("unlink", "rmdir") and not error and os.path.lexists(operation.path):
+                disk.removed.add(disk.hold(operation.path))
         try:
             fcntl.ioctl(listener, SEND, ANSWER.pack(number, 0, -error, 0 if error else CONTINUE))
         except FileNotFoundError:
@@ -217,6 +220,7 @@ class Disk:
         self.contents: dict[int, bytes] = {}
         self.names: dict[int, dict[str, tuple[int, bool]]] = {}
         """Of each folder's inode: names to inode, and whether it is a folder."""
+        self.removed: set[int] = set()
         for path in (self.folder, *self.folder.rglob("*")):
             self.flush(str(path))
 
@@ -236,8 +240,10 @@ class Disk:
         self.held.callback(os.close, descriptor)
         return os.stat(descriptor).st_ino
 
-    def restore(self) -> None:
+    def restore(self, without_removed: bool) -> None:
         """Make the folder what it would be."""
+        if not without_removed:
+            self.removed.clear()
         root = self.folder.stat().st_ino
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -245,6 +251,8 @@ class Disk:
 
     def make(self, folder: Path, inode: int) -> None:
         for name, (number, is_folder) in self.names.get(inode, {}).items():
+            if number in self.removed:
+                continue
             if is_folder:
                 (folder / name).mkdir()
                 self.make(folder / name, number)

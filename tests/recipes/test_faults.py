@@ -10,7 +10,17 @@ import pytest
 from patterning_fast.recipes.recipe import Recipe, run
 from patterning_fast.report.output import RESULTS
 from tests import faults
-from tests.faults import FULL, IO_ERROR, KILL, POWER_LOSS, Fault, Operation, at_every_operation, folder_in_memory
+from tests.faults import (
+    FULL,
+    IO_ERROR,
+    KILL,
+    POWER_LOSS,
+    REORDERED,
+    Fault,
+    Operation,
+    at_every_operation,
+    folder_in_memory,
+)
 from tests.recipes import tiny
 
 OLD = [{"part": name, "length": 3 * len(name)} for name in tiny.PARTS]
@@ -25,7 +35,7 @@ def outcome(out: Path) -> list[dict[str, object]]:
     return rows
 
 
-@pytest.mark.parametrize(("fault", "every"), [(KILL, 1), (POWER_LOSS, 1), (IO_ERROR, 1), (FULL, 4)])
+@pytest.mark.parametrize(("fault", "every"), [(KILL, 1), (REORDERED, 2), (POWER_LOSS, 3), (IO_ERROR, 5), (FULL, 7)])
 def test_a_recipe_with_a_fault_at_every_operation(fault: Fault, every: int) -> None:
     with folder_in_memory() as folder:
         recipe_with_faults(folder, fault, every)
@@ -60,3 +70,13 @@ def recipe_with_faults(above: Path, fault: Fault, every: int) -> None:
         assert len(computed) == len(set(computed)), ended
         assert not kept & set(computed), ended
     assert swaps == (fault == KILL)
+
+
+def test_a_link_to_a_folder_of_results_stays(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk/results")
+    for factor in (3, 2):
+        run(Recipe(tiny, tiny.Settings(str(tmp_path / "log"), factor), []), tmp_path / "out", "now")
+    assert (tmp_path / "out").is_symlink()
+    assert outcome(tmp_path / "disk" / "results") == NEW
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["results"]

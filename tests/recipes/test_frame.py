@@ -5,17 +5,27 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from patterning_fast.recipes.findings import Findings, Picture, results_page, write
+from patterning_fast.recipes.findings import Findings, Picture, results_page, summary, write
 from patterning_fast.recipes.pieces import Pieces
-from patterning_fast.recipes.recipe import read_recipe
+from patterning_fast.recipes.recipe import read_recipe, run_file
 from patterning_fast.report.output import RESULTS
+from patterning_fast.report.text import label, printable
+from tests.flips import flipped, random_bits
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SETTINGS = {"settings": {"lr": 1e-3, "seeds": [0, 1]}}
@@ -95,13 +105,31 @@ def test_settings_of_every_recipe_fit(path: Path) -> None:
         ('recipe = "soup"', "needs recipe = one of .* it has recipe = 'soup'"),
         ('recipe = "induction"\n[oven]\nheat = 1', "it also has oven"),
         ('recipe = "induction"\n[settings]\nheat = 1', "there is no setting 'heat'; there are"),
+        ('recipe = "induction"\n[settings]\nheads = 1.5', "heads must be a whole number, got 1.5"),
+        ('recipe = "induction"\n[settings]\nheads = true', "heads must be a whole number, got True"),
+        ('recipe = "induction"\n[settings]\nlr = "fast"', "lr must be a finite number, got 'fast'"),
+        ('recipe = "induction"\n[settings]\nlr = nan', "lr must be a finite number, got nan"),
+        ('recipe = "induction"\n[settings]\nseeds = 1', "seeds must be a list, of values that are each a whole number"),
+        ('recipe = "induction"\n[settings]\nseeds = [0, "1"]', "seeds must be a whole number, got .0, '1'."),
+        ('recipe = "induction"\nsettings = 3', "settings and quick must be tables"),
+        ('recipe = "induction"\nquick = ["heads"]', "settings and quick must be tables"),
+        ('recipe = "induction"\ndid_not_work = "this"', "did_not_work must be a list of strings, got 'this'"),
+        ('recipe = "induction"\ndid_not_work = [1]', "did_not_work must be a list of strings"),
+        ('recipe = "induction"\n# \udcff', "is not TOML: 'utf-8' codec"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(content)
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_recipe(path, quick=False)
+
+
+@pytest.mark.parametrize("name", ["..toml", "...toml", ".toml"])
+def test_names_that_would_leave_the_folder_of_results(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('recipe = "induction"', encoding="utf-8")
+    with pytest.raises(ValueError, match="cannot name a folder of results: give the recipe another name"):
+        run_file(tmp_path / name, None, quick=True)
 
 
 def test_findings_in_files(tmp_path: Path) -> None:
@@ -139,3 +167,185 @@ def test_findings_in_files(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert expected in page
     assert "Less." in (folder / "report.html").read_text()
+
+
+def test_a_damaged_part_is_named_and_computed_again(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    value: dict[str, Any] = {"weights": torch.arange(20.0), "name": "a part"}
+    with Pieces(folder, SETTINGS) as pieces:
+        pieces.of("some", lambda: value)
+        path = pieces.path("some")
+    whole = path.read_bytes()
+    with Pieces(folder, SETTINGS) as pieces:
+        for damaged in (b"", whole[:100], whole[:-1], whole + b"\0", b"PK" + whole):
+            path.write_bytes(damaged)
+            with pytest.warns(UserWarning, match=rf"{path.name} is damaged .*: the part 'some' is computed again"):
+                assert torch.equal(pieces.of("some", lambda: value)["weights"], torch.arange(20.0))
+            assert pieces.of("some", lambda: dict[str, Any]())["name"] == "a part"
+
+
+def test_no_flipped_bit_of_a_part_is_silent(tmp_path: Path) -> None:
+    with Pieces(tmp_path / "parts", SETTINGS) as pieces:
+        pieces.of("some", lambda: {"weights": torch.arange(50.0)})
+        path = pieces.path("some")
+        for bit in random_bits(path, 1000, seed=0):
+            with flipped(path, bit), pytest.warns(UserWarning, match="is damaged"):
+                assert pieces.kept("some") is None
+        assert pieces.kept("some") is not None
+
+
+def test_a_part_of_another_name_or_run_is_not_taken(tmp_path: Path) -> None:
+    other = {"settings": {"lr": 1e-2, "seeds": [0, 1]}}
+    with Pieces(tmp_path / "a", SETTINGS) as pieces, Pieces(tmp_path / "b", other) as others:
+        pieces.of("one", lambda: 1)
+        shutil.copy(pieces.path("one"), pieces.path("two"))
+        shutil.copy(pieces.path("one"), others.path("one"))
+        with pytest.warns(UserWarning, match="the part 'two' is computed again"):
+            assert pieces.of("two", lambda: 2) == 2
+        with pytest.warns(UserWarning, match="the part 'one' is computed again"):
+            assert others.of("one", lambda: 3) == 3
+
+
+def test_damaged_settings_and_times_are_named(tmp_path: Path) -> None:
+    with Pieces(tmp_path, SETTINGS) as pieces:
+        pieces.of("some", lambda: 1)
+        pieces.started -= 100
+    for content in (b"", b"12.5", (tmp_path / "seconds").read_bytes()[:-1]):
+        (tmp_path / "seconds").write_bytes(content)
+        (tmp_path / "settings").write_bytes(content)
+        with pytest.warns(UserWarning, match="is damaged") as warned:
+            pieces = Pieces(tmp_path, SETTINGS)
+        with pieces:
+            assert pieces.of("some", lambda: 2) == 1
+            assert pieces.time_spent() < 100
+        of_settings, of_time = (str(each.message) for each in warned)
+        assert re.search("settings is damaged .*: only parts of these settings are used", of_settings)
+        assert re.search("seconds is damaged .*: the time before this start is not counted", of_time)
+
+
+def test_only_what_a_run_wrote_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="does not hold the parts of a run; choose another --out"):
+        Pieces(tmp_path, SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with Pieces(tmp_path / "parts", SETTINGS) as pieces:
+        pieces.of("some", lambda: 1)
+        (tmp_path / "parts" / "notes").touch()
+        pieces.remove()
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["notes"]
+
+
+def test_an_unreadable_part_is_not_computed_again(tmp_path: Path) -> None:
+    with Pieces(tmp_path, SETTINGS) as pieces:
+        pieces.path("some").mkdir()
+        with pytest.raises(OSError, match=r"cannot read .*some-.*\.pt: Is a directory; make it readable, or remove it"):
+            pieces.of("some", lambda: 1)
+
+
+def busy(log: str) -> None:
+    with Path(log).open("a", encoding="utf-8") as file:
+        print(os.getpid(), file=file)
+    ends = time.monotonic() + 90
+    while time.monotonic() < ends:
+        torch.randn(500, 500) @ torch.randn(500, 500)
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = (
+        "import pathlib, sys; from patterning_fast.recipes.pieces import Pieces; "
+        "from tests.recipes.test_frame import busy\n"
+        "with Pieces(pathlib.Path(sys.argv[1]) / 'parts', {}, at_once=2) as pieces:\n"
+        "    pieces.map('busy', busy, {name: (sys.argv[1] + '/log',) for name in ('one', 'two')})"
+    )
+    run = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], cwd=RECIPES.parent)
+    until(lambda: log.exists() and len(log.read_text().splitlines()) == 2, 60)
+    workers = log.read_text(encoding="utf-8").split()
+    assert all(map(is_running, workers))
+    run.kill()
+    run.wait()
+    until(lambda: not any(map(is_running, workers)), 5)
+
+
+def is_running(process: str) -> bool:
+    """Whether it has not ended; one that has may stay in the list until its parent asks."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(true: Callable[[], bool], seconds: float) -> None:
+    """Wait for something that must come to be."""
+    ends = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < ends, "did not come to be"
+        time.sleep(0.05)
+
+
+HOSTILE = """<script>alert("1")</script> & ' | `x` ![y](z) $\\frac{$ \n# \x1b[31m \udcff"""
+
+
+class Tags(HTMLParser):
+    """The tags, and the text between them, of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        assert {name for name, _ in attrs} <= {"lang", "charset", "alt", "src"}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_strings_of_data_become_no_markup(tmp_path: Path) -> None:
+    figure = Figure()
+    axes = figure.subplots()
+    axes.plot([0, 1], label=label(HOSTILE))
+    axes.set_title(label(HOSTILE))
+    axes.legend()
+    findings = Findings(
+        title=HOSTILE, claim=HOSTILE, goal=HOSTILE, said=[HOSTILE], seeds=[0],
+        tables={HOSTILE: [{HOSTILE: HOSTILE, "loading": 1.0}]}, pictures={"line": Picture(figure, HOSTILE)},
+    )  # fmt: skip
+    made = {
+        "command": f"run {HOSTILE}", "did_not_work": [HOSTILE], "machine": {"processor": HOSTILE, "threads": 2},
+        "seconds": 1.0, "core_seconds": {HOSTILE: 1.0},
+    }  # fmt: skip
+    folder = tmp_path / "results <b>|"
+    folder.mkdir()
+    write(folder, findings, made)
+    assert json.loads((folder / RESULTS).read_bytes())["said"] == [HOSTILE]
+    parser, page = Tags(), (folder / "report.html").read_text(encoding="utf-8")
+    parser.feed(page)
+    assert parser.tags == {
+        "html", "meta", "title", "style", "h1", "h2", "p", "table", "tr", "th", "td", "figure", "img", "figcaption",
+    }  # fmt: skip
+    shown = printable(HOSTILE)
+    assert parser.text.count(shown) >= 10
+    assert page.count("src=") == 1
+    lines = results_page([folder], tmp_path).splitlines()
+    marked = [re.sub(r"\\.|``+.*?``+", "", line) for line in lines]  # without what is escaped, or code
+    assert not any(set(line) & set("<`$") or "](z)" in line for line in marked[4:])
+    assert [line.count("|") for line in marked if line.startswith("|")] == [3, 3, 3]
+    assert any("](results%20%3Cb%3E%7C/line.png)" in line for line in marked)
+    printed = summary(findings)
+    assert "\x1b" not in printed
+    assert len(printed.splitlines()) == 5
+
+
+def test_results_that_are_damaged_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for content in ("", "{", "[]", '{"title": "One"}', '{"title": 1, "seconds": "long", "core_seconds": {}}'):
+        (folder / RESULTS).write_text(content, encoding="utf-8")
+        with pytest.raises(
+            ValueError, match=r"one/results\.json is damaged, or not of a recipe .*: run the recipe again"
+        ):
+            results_page([folder], tmp_path)
+    with pytest.raises(ValueError, match=r"one is not below .*elsewhere, where the page goes: choose another --out"):
+        results_page([folder], tmp_path / "elsewhere")

@@ -23,7 +23,7 @@ from tests.models import CONTEXT, tokens
 pytest.importorskip("pyarrow")
 
 SAMPLES = 12
-FLIPS = 1000
+FLIPS = 300
 
 
 def weights(seed: int = 0) -> xr.DataArray:

@@ -30,7 +30,7 @@ class ChainBank:
             for each in plan.components
         ]
         rows_each = plan.chains * len(plan.settings)
-        sizes = torch.tensor([row.numel() for row in packed])
+        sizes = torch.tensor([row.numel() for row in packed], dtype=torch.int64)
         self.centers = torch.cat(packed)
         self.params = torch.cat([row.repeat(rows_each) for row in packed])
         self.grads = torch.zeros_like(self.params)

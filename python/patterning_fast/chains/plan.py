@@ -99,7 +99,7 @@ class ChainPlan:
             while digest in ids:
                 digest = (digest + 1) % 2**24
             ids[digest] = each.name
-        of_component = (torch.tensor(list(ids)) << REPLICA_BITS)[:, None, None]
+        of_component = (torch.tensor(list(ids), dtype=torch.int64) << REPLICA_BITS)[:, None, None]
         return (of_component + self.replica_units()).expand(-1, len(self.settings), -1).flatten()
 
     def replica_units(self) -> Tensor:
@@ -108,14 +108,14 @@ class ChainPlan:
 
     def noise_scale(self) -> Tensor:
         """1, and −1 for the second chain of each antithetic pair; float32 `[rows]`."""
-        sign = torch.ones(self.chains)
+        sign = torch.ones(self.chains, dtype=torch.float32)
         if self.antithetic:
             sign[1::2] = -1.0
         return sign.repeat(self.cells)
 
     def setting_values(self, name: str) -> Tensor:
         """A hyper-parameter of each row, float32 `[rows]`."""
-        values = torch.tensor([getattr(each, name) for each in self.settings])
+        values = torch.tensor([getattr(each, name) for each in self.settings], dtype=torch.float32)
         return values.repeat_interleave(self.chains).repeat(len(self.components))
 
 

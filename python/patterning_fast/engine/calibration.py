@@ -16,6 +16,7 @@ from patterning_fast.domains import Distinct, Holds
 from patterning_fast.engine.options import Keeping, Options
 from patterning_fast.engine.sample import sample_settings
 from patterning_fast.estimators.statistics import Statistics
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import Components
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Probes
@@ -29,6 +30,7 @@ MIXED_R_HAT = 1.1
 
 
 @checked
+@plain_torch()
 def calibrate(
     posterior: LocalPosterior,
     sampler: Sampler,

@@ -33,7 +33,7 @@ class Ensemble(ABC):
     """Losses `[losses]` of all sets at w*."""
     traces: ChainTraces
     options: Options
-    tile: Tensor = field(default_factory=lambda: torch.tensor(1))
+    tile: Tensor = field(default_factory=lambda: torch.tensor(1, dtype=torch.int64))
     """0-d int64: chains of a cell that are evaluated together."""
     engine: str = "torch"
     """What runs it, and why."""

@@ -184,7 +184,7 @@ def losses_at_center(
     posterior: LocalPosterior, sets: list[EvaluationSet], pool: Workers[Any], precision: Precision
 ) -> Tensor:
     """Losses `[losses]` of all sets at w*; raises ValueError that names the samples where one is not finite."""
-    losses = torch.empty(sets[-1].columns.stop, device=posterior.device)
+    losses = torch.empty(sets[-1].columns.stop, dtype=torch.float32, device=posterior.device)
 
     def one(_: Any, each: EvaluationSet) -> None:
         at = each.columns.start

@@ -42,6 +42,7 @@ from patterning_fast.estimators.labelled import (
 )
 from patterning_fast.ops.reference.minibatch import minibatch
 from patterning_fast.ops.reference.philox import Stream
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, Component, Components, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
@@ -57,6 +58,7 @@ SMALLEST = 1e-30
 
 
 @checked
+@plain_torch()
 def linear_response(
     posterior: LocalPosterior,
     sampler: Annotated[SGLD, Mend("only pf.SGLD(lr=...) can be differentiated")],
@@ -217,9 +219,9 @@ class Sweep:
         options, bank = self.moving.options, self.moving.bank
         apart = options.steps_between_draws
         self.adjoint = torch.zeros_like(bank.params)
-        self.response = torch.zeros(self.moving.plan.rows, self.moving.reference.numel(), device=bank.params.device)
+        self.response = self.moving.reference.new_zeros(self.moving.plan.rows, self.moving.reference.numel())
         """−Cov[φ, l_z]: lr/2 of the sum over steps, `[rows, losses]`."""
-        self.response_of_loss = torch.zeros(self.moving.plan.rows, device=bank.params.device)
+        self.response_of_loss = self.moving.reference.new_zeros(self.moving.plan.rows)
         generator = torch.Generator().manual_seed(options.seed)
         within = torch.randint(apart, (options.total_draws,), generator=generator)
         self.loss_steps = {draw * apart + 1 + int(offset): draw for draw, offset in enumerate(within)}
@@ -255,7 +257,7 @@ class Sweep:
         moving, posterior = self.moving, self.moving.posterior
         count = sample_count(posterior.data) if self.loss_indices is None else len(self.loss_indices)
         replicas = moving.plan.replica_units().to(moving.reference.device)
-        at = torch.tensor(number, device=replicas.device)
+        at = torch.tensor(number, dtype=torch.int64, device=replicas.device)
         samples = minibatch(moving.state.seed, replicas, at, moving.options.batch_size, count, Stream.observable)
         if self.loss_indices is not None:
             samples = self.loss_indices[samples]

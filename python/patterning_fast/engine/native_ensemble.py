@@ -201,7 +201,7 @@ def kernel_losses_and_gradients(
     """Of a stack's only sample, at a place for each chain, by parameter."""
     rows = [flat(values) for values in places]
     sizes, params = [len(row) for row in rows], torch.cat(rows)
-    starts = torch.tensor([0, *sizes], device=params.device).cumsum(0)
+    starts = torch.tensor([0, *sizes], dtype=torch.int64, device=params.device).cumsum(0)
     losses, grads = params.new_empty(len(rows), 1), torch.zeros_like(params)
     ops.dense_losses(stack, params, starts, losses)
     ops.dense_steps(

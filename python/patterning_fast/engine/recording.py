@@ -12,6 +12,7 @@ from torch import Tensor
 from patterning_fast.engine.suffix import Modules, Recorded, Runner, Suffix, WholeModel
 from patterning_fast.engine.trial import Trial
 from patterning_fast.engine.workers import Workers
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import Component
 from patterning_fast.posterior.data import sample_count, take
 from patterning_fast.posterior.local_posterior import LocalPosterior
@@ -29,7 +30,8 @@ class Runners:
 
     def __getitem__(self, suffix: Suffix) -> Runner:
         if id(suffix) not in self.made:
-            self.made[id(suffix)] = suffix.runner(self.modules)
+            with plain_torch():  # a runner may multiply weights, which is not to be in an evaluation's precision
+                self.made[id(suffix)] = suffix.runner(self.modules)
         return self.made[id(suffix)]
 
 

@@ -113,7 +113,9 @@ class TorchRun(Run):
         rows, observables = len(self.ensemble.losses), self.totals.observable_shift.numel()
         self.observables = self.ensemble.reference.new_empty(rows, observables)
         traces, plan = self.ensemble.traces, self.ensemble.plan
-        traces.observables = torch.full((plan.rows, len(self.functions), self.ensemble.options.draws), math.nan)
+        traces.observables = torch.full(
+            (plan.rows, len(self.functions), self.ensemble.options.draws), math.nan, dtype=torch.float32
+        )
         self.whole = [WholeModel(component) for component in plan.components]
 
     @property

@@ -32,6 +32,7 @@ from patterning_fast.engine.trace_store import TraceStore
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.statistics import Statistics
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import Component, Components, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.dense import NotDense
@@ -46,6 +47,7 @@ TOTALS_BYTES = 256 * 2**20
 
 
 @checked
+@plain_torch()
 def sample(
     posterior: LocalPosterior,
     sampler: Sampler,
@@ -287,8 +289,8 @@ def start(
 ) -> Run:
     """A run with all chains at w*, which tracks that many losses, and functions whose values at w* are `centers`."""
     moving = chosen_ensemble(posterior, sampler, plan, sets, functions, options, pool)
-    of_losses = torch.zeros(tracked if options.loss_kernel else 0)
-    observables = torch.cat((torch.zeros(1), centers, of_losses)).to(moving.reference.device)
+    of_losses = centers.new_zeros(tracked if options.loss_kernel else 0)
+    observables = torch.cat((centers.new_zeros(1), centers, of_losses)).to(moving.reference.device)
     units_per_group = plan.units // plan.groups
     most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))
     units_per_bundle = next(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,18 +34,48 @@ class Workers(Generic[Own]):
 
 @contextmanager
 def one_thread_each(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool whose workers compute on one torch thread each.
-
-    Torch's own number is put back once all have ended: it is partly the whole process's, and would change what still
-    runs.
-    """
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    """A pool whose workers compute on one torch thread each; the caller's number of threads stays what it is."""
+    pool = ThreadPoolExecutor(workers, initializer=compute_on_one_thread)
     try:
+        start(pool, workers)
         yield pool
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
+
+
+def start(pool: ThreadPoolExecutor, workers: int) -> None:
+    """Start all workers now, one pool at a time.
+
+    Their number of threads is their own once set, but torch also notes the last one set as that of threads to come, so
+    that what the workers set must be undone before another pool, or a thread of the user's, asks for it.
+    """
+    with starting:
+        threads, together = torch.get_num_threads(), threading.Barrier(workers + 1)
+        try:
+            for _ in range(workers):
+                pool.submit(together.wait)
+            together.wait()
+        finally:
+            together.abort()
+            torch.set_num_threads(threads)
+
+
+def compute_on_one_thread() -> None:
+    """From now on, in this thread."""
+    torch.get_num_threads()  # the first call takes the number for threads to come, and would later, over that set here
+    torch.set_num_threads(1)
+
+
+def after_fork() -> None:
+    """In a forked child OpenMP's threads are gone, and a parallel loop would wait for them for ever."""
+    global starting
+    starting = threading.Lock()
+    torch.set_num_threads(1)
+
+
+starting = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from patterning_fast.estimators.labelled import (
     split_half_reliability,
 )
 from patterning_fast.estimators.traces import ChainTraces
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL
 from patterning_fast.posterior.observables import PHI
 
@@ -107,7 +108,7 @@ class Statistics:
         bundles = self.plan.bundles(self.units_per_bundle)
         groups = bundles.unique() // (self.plan.units // self.plan.groups // self.units_per_bundle)
         groups[bundles[self.traces.diverged].unique()] = -1
-        unread = torch.full((1,), -1)  # the last totals are of diverged chains
+        unread = torch.full((1,), -1, dtype=torch.int64)  # the last totals are of diverged chains
         groups = torch.cat((groups, unread)).to(totals.count.device)
         return totals.joined(groups, self.plan.cells * self.plan.groups)
 
@@ -149,11 +150,12 @@ class Statistics:
         found = []
         for component in range(len(self.plan.components)):
             alive = self.groups(component)
-            each = values(component) if len(alive) else torch.empty(0, *shape)
+            each = values(component) if len(alive) else torch.empty(0, *shape, dtype=torch.float64)
             found.append((alive % self.plan.groups, each))
         where = {at: (self.loss_dimension, each) for at, each in self.loss_coordinates.items()} if dims else {}
         return labelled(name, self.component_names, found, self.plan.groups, dims, where, long_name, units)
 
+    @plain_torch()
     def llc(self) -> xr.Dataset:
         """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) by component (arXiv:2308.12108), and mu = E[φ] [nats].
 
@@ -170,6 +172,7 @@ class Statistics:
         llc = self.labelled("llc", scaled, (), (), "local learning coefficient", "1")
         return self.said(mean.merge(llc), "llc")
 
+    @plain_torch()
     def contributions(self) -> xr.Dataset:
         """What each datum adds to λ̂, dλ̂/dρ_j at ρ = 1 `[component, token or sample]`, beside what `llc()` gives.
 
@@ -198,6 +201,7 @@ class Statistics:
             raise ValueError(f"{observable!r} was not observed, but {', '.join(names)}: sample(..., observables=...)")
         return names.index(observable)
 
+    @plain_torch()
     def observed_means(self) -> xr.Dataset:
         """Posterior mean E_C[O] `[component]` of each of the user's observables, by its name, with its error."""
         found = xr.Dataset()
@@ -211,6 +215,7 @@ class Statistics:
             found[name].attrs["at_center"] = center
         return self.said(found, "observable")
 
+    @plain_torch()
     def susceptibilities(self, observable: str = PHI) -> xr.Dataset:
         """Susceptibilities `[component, token or sample]` in nats² (arXiv:2504.18274), in two parts and together.
 
@@ -275,6 +280,7 @@ class Statistics:
             lambda half: unbiased(part.name, at, *(Means(*(each[half] for each in means)) for means in both)),
         )
 
+    @plain_torch()
     def influence(self, observable: str = PHI) -> xr.Dataset:
         """Bayesian influence −Cov_C[l_z, φ_C] on L, `[component, token or sample]` in nats² (arXiv:2509.26544).
 
@@ -285,6 +291,7 @@ class Statistics:
         found = self.dataset("influence", lambda means: -covariance(means)[at], dims, name, units)
         return self.said(found, "influence").assign_attrs(observable=observable)
 
+    @plain_torch()
     def loss_kernel(self) -> xr.Dataset:
         """Loss kernel Cov_C[l_i, l_j] of each component (arXiv:2509.26537) in nats², and its `correlation`.
 
@@ -305,6 +312,7 @@ class Statistics:
         correlations = self.dataset("correlation", lambda means: correlation(kernel(means)), dims, name, "1")
         return self.said(found.merge(correlations), "kernel")
 
+    @plain_torch()
     def diagnostics(self) -> xr.Dataset:
         """Health of the chains, by component and chain.
 

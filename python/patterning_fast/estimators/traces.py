@@ -31,9 +31,9 @@ class ChainTraces:
         """NaN for what is not known yet."""
         return cls(
             torch.full((plan.rows, draws), torch.nan, dtype=torch.float64),
-            torch.full((plan.rows, draws), torch.nan),
-            torch.full((plan.rows, 0, draws), torch.nan),
+            torch.full((plan.rows, draws), torch.nan, dtype=torch.float32),
+            torch.full((plan.rows, 0, draws), torch.nan, dtype=torch.float32),
             torch.zeros(plan.rows, dtype=torch.bool),
             torch.full((plan.cells, 2), torch.nan, dtype=torch.float64),
-            torch.zeros(plan.rows),
+            torch.zeros(plan.rows, dtype=torch.float32),
         )

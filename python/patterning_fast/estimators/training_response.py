@@ -11,12 +11,14 @@ import xarray as xr
 from patterning_fast.arguments import Name, Numbers, checked
 from patterning_fast.domains import Distinct, Holds
 from patterning_fast.estimators.aggregation import error_of_means
+from patterning_fast.plain_torch import plain_torch
 
 LEAST_SPARE = 8
 """Runs beyond one for each unit and the mean, without which errors of the fit are not to be trusted."""
 
 
 @checked
+@plain_torch()
 def training_response(
     outcomes: Annotated[Mapping[str, Numbers], Holds(1)],
     weights: Numbers,

@@ -39,7 +39,9 @@ def check_same_device(op: str, tensors: dict[str, Tensor]) -> None:
 def chain_numbers(op: str, chains: int, device: torch.device, **values: float | Tensor) -> dict[str, Tensor]:
     """Numbers for every chain, float32 `[chains]`; raises TypeError or ValueError for tensors that are not."""
     numbers = {
-        name: value if isinstance(value, Tensor) else torch.full((chains,), number(op, name, value), device=device)
+        name: value
+        if isinstance(value, Tensor)
+        else torch.full((chains,), number(op, name, value), dtype=torch.float32, device=device)
         for name, value in values.items()
     }
     for name, tensor in numbers.items():

@@ -198,7 +198,7 @@ def draws_cpp(*arguments: Any) -> None:
 @functools.cache
 def on_device(layers: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
     """A table of layers in a device's memory, brought there once."""
-    return torch.tensor(layers, device=device)
+    return torch.tensor(layers, dtype=torch.int64, device=device)
 
 
 def launch_dense(op: str, fields: tuple[Fields, ...], layers: Tensor, device: torch.device) -> None:

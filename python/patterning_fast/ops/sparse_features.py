@@ -47,7 +47,7 @@ class SparseFeatures:
         device = self.presence.device
         if isinstance(which, slice):
             which = torch.arange(*which.indices(self.samples), device=device)
-        return sparse_features(self.presence, torch.tensor(self.seed, device=device), which)
+        return sparse_features(self.presence, torch.tensor(self.seed, dtype=torch.int64, device=device), which)
 
     @property
     def device(self) -> torch.device:

@@ -25,6 +25,7 @@ from patterning_fast.engine.sample import sample
 from patterning_fast.patterning.inversion import invert
 from patterning_fast.patterning.plan import Plan
 from patterning_fast.patterning.targets import InfeasibleTargetError
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import Component, resolve_components
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch, Loss
@@ -84,6 +85,7 @@ class AdaptiveRun:
 
 
 @checked
+@plain_torch()
 def train_towards(
     model: nn.Module,
     data: Batch,

@@ -130,7 +130,7 @@ class Response:
         def work(ends: tuple[int, int]) -> Tensor:
             return stripe(parts(*ends))
 
-        with one_thread_each(torch.get_num_threads()) as pool:
+        with one_thread_each(min(torch.get_num_threads(), len(edges) - 1)) as pool:
             total = torch.stack(list(pool.map(work, pairwise(edges)))).sum(0)
         return total.numpy()
 

@@ -95,8 +95,10 @@ class Spectrum:
         cross = self.shrinkage @ np.tensordot(contrast, self.products[0, :, 1:], (0, 1))
         noise = np.tensordot(np.tensordot(contrast, self.products[1:, :, 1:], (0, 0)), contrast, (1, 0))
         gram = self.truth + cross + cross.T + noise
-        scale = np.sqrt(gram.diagonal() / self.data)
-        return Repeat(gram / np.outer(scale, scale), (self.truth + cross) / scale)
+        square = gram.diagonal()  # that of a component without signal may be rounding alone, of either sign
+        there = square > len(gram) * np.finfo(np.float64).eps * square.max()
+        scale = np.sqrt(np.where(there, square, 0.0) / self.data)
+        return Repeat(ratio(gram, np.outer(scale, scale)), ratio(self.truth + cross, scale))
 
     def floor(self) -> float:
         """What the first singular value of noise alone stays below in all but `FALSE_POSITIVES` of runs.

@@ -15,11 +15,13 @@ from patterning_fast.engine.sample import sample
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.patterning.agreement import agreement, check_comparison, predicted_names
 from patterning_fast.patterning.plan import Plan
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.langevin import Sampler
 
 
 @checked
+@plain_torch()
 def verify(
     plan: Plan,
     posterior: LocalPosterior,

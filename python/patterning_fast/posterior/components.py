@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from patterning_fast.arguments import Name, checked
 from patterning_fast.domains import Holds, Mend
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior import decoders
 
 Masks = Mapping[str, Tensor | None] | Iterable[str]
@@ -53,6 +54,7 @@ Components = Annotated[
 
 
 @checked
+@plain_torch()
 def component(model: nn.Module, name: Name, masks: Masks) -> Component:
     """A component from parameter names, or from what moves of each parameter: a boolean mask of its shape, flat
     indices (int64, rising), or None for the whole.
@@ -128,6 +130,7 @@ def may_move(model: nn.Module) -> dict[str, Tensor]:
 
 
 @checked
+@plain_torch()
 def layers(model: nn.Module) -> dict[str, Component]:
     """One component for each element of each `nn.ModuleList` or `nn.Sequential` in `model` that has parameters.
 
@@ -154,6 +157,7 @@ def layers(model: nn.Module) -> dict[str, Component]:
 
 
 @checked
+@plain_torch()
 def attention_heads(model: nn.Module) -> dict[str, Component]:
     """One component for each attention head, by name ("l0h1": layer 0, head 1).
 

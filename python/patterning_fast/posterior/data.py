@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from patterning_fast.callbacks import calling
 from patterning_fast.ops.sparse_features import SparseFeatures
+from patterning_fast.plain_torch import without_inference
 from patterning_fast.posterior.losses import Batch, Data, Loss
 
 MOST_SAMPLES = 2**20
@@ -91,8 +92,13 @@ def to_device(data: Data, device: str) -> Data: ...
 
 
 def to_device(data: Data, device: str) -> Data:
-    """The same samples on `device`."""
-    return parts_mapped(lambda part: part.to(device), data)
+    """The same samples on `device`, as tensors that autograd can save."""
+
+    def moved(part: Tensor | SparseFeatures) -> Tensor | SparseFeatures:
+        part = part.to(device)
+        return without_inference(part) if isinstance(part, Tensor) else part
+
+    return parts_mapped(moved, data)
 
 
 def parts_mapped(function: Callable[[Any], Any], data: Data) -> Any:

@@ -34,7 +34,9 @@ def dense_layers(model: nn.Module) -> list[DenseLayer]:
     `(weight, bias or None, transposed, activation)`, parameters by name. Raises NotDense for others.
     """
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    starts = dict(zip(sizes, [0, *torch.tensor(list(sizes.values())).cumsum(0).tolist()], strict=False))
+    starts = dict(
+        zip(sizes, [0, *torch.tensor(list(sizes.values()), dtype=torch.int64).cumsum(0).tolist()], strict=False)
+    )
     own = getattr(model, "dense_layers", None)
     described = of_sequential(model) if own is None else own()
     layers = []
@@ -109,8 +111,9 @@ def dense_stack(
         )
         for each in components
     ]
-    starts = torch.tensor([0, *(len(each) for each in coordinates[:-1])]).cumsum(0)
-    whole = torch.tensor([torch.equal(each, torch.arange(base.numel())) for each in coordinates])
+    starts = torch.tensor([0, *(len(each) for each in coordinates[:-1])], dtype=torch.int64).cumsum(0)
+    everything = torch.arange(base.numel())
+    whole = torch.tensor([torch.equal(each, everything) for each in coordinates], dtype=torch.bool)
     starts[whole] = -1
     return DenseStack(
         layers,

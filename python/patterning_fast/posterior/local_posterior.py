@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from patterning_fast.arguments import NonNegative, checked
 from patterning_fast.domains import made_by
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
 from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
 from patterning_fast.posterior.probing import Probe, few_samples
@@ -40,6 +41,7 @@ class LocalPosterior:
             samples together or without a gradient, that change their input or the model; weights that do not fit them.
     """
 
+    @plain_torch()
     def __init__(
         self,
         model: nn.Module,
@@ -104,6 +106,6 @@ def check_parameters(model: nn.Module) -> None:
     wrong = {name: str(tensor.dtype) for name, tensor in parameters.items() if tensor.dtype != torch.float32}
     if wrong:
         raise TypeError(f"parameters must be float32, got {wrong}; use model.float()")
-    broken = [name for name, tensor in parameters.items() if not bool(torch.isfinite(tensor).all())]
+    broken = [name for name, tensor in parameters.items() if not bool(torch.isfinite(tensor.detach()).all())]
     if broken:
         raise ValueError(f"the parameters {broken} hold values that are not finite")

@@ -41,4 +41,4 @@ def values_at_center(model: nn.Module, observables: Mapping[str, Observable]) ->
         if not bool(torch.isfinite(value).all()):
             raise ValueError(f"observables[{name!r}] is {float(value)} at w*: it must be finite there")
         values.append(value.reshape(()).float().cpu())
-    return torch.stack(values) if values else torch.zeros(0)
+    return torch.stack(values) if values else torch.zeros(0, dtype=torch.float32)

@@ -31,6 +31,11 @@ SMALLEST_MOVE, LARGER, MOVES = 0.05, 4.0, 8
 """A parameter is moved by that much of its root mean square, or of 1 where it is 0; where losses do not feel it, by a
 larger move, up to that many times."""
 
+CHECKPOINTED = (
+    "the model uses gradient checkpointing (torch.utils.checkpoint), or other hooks on what autograd saves: a backward "
+    "pass would compute again at w* what the forward pass computed where a chain is; turn that off in eval mode"
+)
+
 FELT = 10.0
 """A move is felt where losses change by this many times what is put down to rounding."""
 
@@ -101,18 +106,24 @@ class Probe:
         felt = [] if random_loss else [name for name in cut_off if self.feels(name)]
         if felt:
             raise ValueError(
-                f"the loss depends on {shown(felt)} but has no gradient by it: something between is detached, rounded "
-                "or under torch.no_grad(); mend that, or set requires_grad_(False) on what is not to move"
+                f"the loss depends on {shown(felt)} but has no gradient by it: something between is detached, "
+                "rounded, under torch.no_grad() or checkpointed with use_reentrant=True; mend that, or set "
+                "requires_grad_(False) on what is not to move"
             )
 
     def without_gradient(self, names: list[str]) -> list[str]:
         """Parameters that no gradient of the losses reaches."""
         twin = Twin(self.model, requires_grad=True)
-        with torch.enable_grad():
-            total = evaluated(self.loss, twin.model, self.batch).sum()
-        if not total.requires_grad:
-            return names
-        grads = torch.autograd.grad(total, [twin.parameters[name] for name in names], allow_unused=True)
+        try:
+            with torch.enable_grad(), torch.autograd.graph.disable_saved_tensors_hooks(CHECKPOINTED):
+                total = evaluated(self.loss, twin.model, self.batch).sum()
+            if not total.requires_grad:
+                return names
+            grads = torch.autograd.grad(total, [twin.parameters[name] for name in names], allow_unused=True)
+        except RuntimeError as error:
+            if CHECKPOINTED in str(error) or "use_reentrant=True" in str(error):
+                raise ValueError(CHECKPOINTED) from None
+            raise
         return [name for name, grad in zip(names, grads, strict=True) if grad is None]
 
     def feels(self, name: str) -> bool:

@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from patterning_fast.arguments import Labels, checked
+from patterning_fast.plain_torch import without_inference
 
 SHOWN = 5
 """Names an error lists before it only counts them."""
@@ -33,7 +34,7 @@ def weights_for(weights: Tensor | xr.DataArray, samples: int, loss_shape: tuple[
         values = placed(weights, shape) if "sample" in weights.coords else in_order(weights)
         tensor = torch.from_numpy(values.astype(np.float32))
     else:
-        tensor = weights.detach().to(torch.float32)
+        tensor = without_inference(weights.detach().to(torch.float32))
     if tensor.shape == shape[:1]:
         tensor = tensor.view(-1, *(1 for _ in loss_shape)).expand(shape).contiguous()
     if tensor.shape not in {shape, (int(np.prod(shape)),)}:

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from patterning_fast.report import figures, html
 from patterning_fast.report.output import RESULTS
+from patterning_fast.report.text import markdown, markdown_code, printable
 from patterning_fast.training.weights_file import parquet
 
 PREFACE = (
@@ -65,7 +67,8 @@ def write(folder: Path, findings: Findings, made: Mapping[str, Any]) -> None:
         "pictures": {name: each.caption for name, each in findings.pictures.items()},
         **made,
     }
-    (folder / RESULTS).write_text(json.dumps(plain(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    content = json.dumps(plain(record), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    (folder / RESULTS).write_bytes(content.encode("utf-8", "backslashreplace"))  # JSON's own escapes, of surrogates
     for name, image in images.items():
         (folder / f"{name}.png").write_bytes(image)
     if findings.data:
@@ -73,7 +76,7 @@ def write(folder: Path, findings: Findings, made: Mapping[str, Any]) -> None:
         for name, table in findings.data.items():
             made_table = pa.table(table) if isinstance(table, Mapping) else pa.Table.from_pylist(table)
             pq.write_table(made_table, folder / f"{name}.parquet")
-    (folder / "report.html").write_text(report(findings, made, images))
+    (folder / "report.html").write_text(report(findings, made, images), encoding="utf-8")
 
 
 def report(findings: Findings, made: Mapping[str, Any], images: Mapping[str, bytes]) -> str:
@@ -91,38 +94,54 @@ def report(findings: Findings, made: Mapping[str, Any], images: Mapping[str, byt
 
 def summary(findings: Findings) -> str:
     """The findings for a terminal."""
-    tables = [f"{name}\n{html.text_table(rows)}" for name, rows in findings.tables.items()]
-    return "\n\n".join([*tables, "\n".join(findings.said)])
+    tables = [f"{printable(name)}\n{html.text_table(rows)}" for name, rows in findings.tables.items()]
+    return "\n\n".join([*tables, "\n".join(map(printable, findings.said))])
 
 
 def results_page(folders: Sequence[Path], beside: Path) -> str:
     """The results of several runs as Markdown for a file in the folder `beside`, made of their results.json alone."""
     parts = ["# Results", PREFACE]
     for folder in folders:
-        found = json.loads((folder / RESULTS).read_bytes())
-        at = folder.relative_to(beside).as_posix()
-        minutes, cores = found["seconds"] / 60, sum(found["core_seconds"].values()) / 60
-        machine = found["machine"]
-        parts += [f"## {found['title']} ({folder.name})", f"**Claim.** {found['claim']}", f"**Goal.** {found['goal']}"]
-        parts += ["**What came out.**", "\n".join(f"- {each}" for each in found["said"])]
-        parts += [f"![{name}]({at}/{name}.png)\n\n*{caption}*" for name, caption in found["pictures"].items()]
-        for name, rows in found["tables"].items():
-            parts += [f"**{name}**", markdown_table(rows)]
-        if found["did_not_work"]:
-            parts += ["**What did not work.**", "\n".join(f"- {each}" for each in found["did_not_work"])]
-        parts += [
-            f"**How.** `{found['command']}`: {minutes:.0f} min"
-            + (f" ({cores:.0f} core-minutes)" if cores else "")
-            + f" on {machine['threads']} threads of {machine['processor']}; "
-            + f"seeds {', '.join(map(str, found['seeds']))}."
-        ]
+        if not folder.is_relative_to(beside):
+            raise ValueError(f"{folder} is not below {beside}, where the page goes: choose another --out")
+        try:
+            parts += results_of(json.loads((folder / RESULTS).read_bytes()), folder, beside)
+        except (UnicodeDecodeError, json.JSONDecodeError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder / RESULTS} is damaged, or not of a recipe ({error!r}): run the recipe again, or leave it out"
+            ) from error
     return "\n\n".join(parts) + "\n"
+
+
+def results_of(found: Mapping[str, Any], folder: Path, beside: Path) -> list[str]:
+    """The paragraphs about one run."""
+    at = quote(folder.relative_to(beside).as_posix())
+    minutes, cores = found["seconds"] / 60, sum(found["core_seconds"].values()) / 60
+    machine = found["machine"]
+    parts = [f"## {markdown(found['title'])} ({markdown(folder.name)})"]
+    parts += [f"**Claim.** {markdown(found['claim'])}", f"**Goal.** {markdown(found['goal'])}"]
+    parts += ["**What came out.**", "\n".join(f"- {markdown(each)}" for each in found["said"])]
+    parts += [
+        f"![{markdown(name)}]({at}/{quote(name)}.png)\n\n*{markdown(caption)}*"
+        for name, caption in found["pictures"].items()
+    ]
+    for name, rows in found["tables"].items():
+        parts += [f"**{markdown(name)}**", markdown_table(rows)]
+    if found["did_not_work"]:
+        parts += ["**What did not work.**", "\n".join(f"- {markdown(each)}" for each in found["did_not_work"])]
+    how = (
+        f"{markdown_code(found['command'])}: {minutes:.0f} min"
+        + (f" ({cores:.0f} core-minutes)" if cores else "")
+        + f" on {machine['threads']} threads of {markdown(machine['processor'])}; "
+        + f"seeds {', '.join(map(str, found['seeds']))}."
+    )
+    return [*parts, f"**How.** {how}"]
 
 
 def markdown_table(rows: Rows) -> str:
     """Rows with the same keys as a table; floats to three digits."""
-    lines = [list(rows[0]), ["---"] * len(rows[0])]
-    lines += [["–" if value is None else html.shown(value) for value in row.values()] for row in rows]
+    lines = [[markdown(name) for name in rows[0]], ["---"] * len(rows[0])]
+    lines += [["–" if value is None else markdown(html.shown(value)) for value in row.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 

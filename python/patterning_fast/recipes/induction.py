@@ -347,7 +347,9 @@ def like(control: str, model: AttentionOnlyLM, tokens: Tensor) -> Tensor:
         with torch.no_grad():
             losses = torch.cat([pf.losses.next_token(model, some) for some in tokens.split(256)])
         losses = losses.cpu()
-        edges = torch.quantile(losses.flatten()[:: max(1, losses.numel() // 2**20)], torch.linspace(0, 1, 51)[1:-1])
+        edges = torch.quantile(
+            losses.flatten()[:: max(1, losses.numel() // 2**20)], torch.linspace(0, 1, 51, dtype=torch.float32)[1:-1]
+        )
         return torch.bucketize(losses, edges)
     return torch.zeros(contexts, length, dtype=torch.long)
 

@@ -316,7 +316,7 @@ def trained(settings: Settings, seeds: range, weights: Tensor | None) -> Part:
         lr=settings.lr, weight_decay=settings.weight_decay, seeds=seeds, weights=weights,
         measure=measure, measure_every=max(1, settings.steps // 4),
     )  # fmt: skip
-    accuracies = torch.tensor(rows).permute(2, 1, 0)
+    accuracies = torch.tensor(rows, dtype=torch.float32).permute(2, 1, 0)
     return {
         "parameters": torch.stack([parameters_to_vector(model.parameters()).detach().cpu() for model in models]),
         "steps": steps,
@@ -405,7 +405,7 @@ def by_kind(settings: Settings, estimates: xr.Dataset) -> Part:
         "kind": [str(name) for name in found["kind"].values],
         "count": torch.from_numpy(found["count"].values),
         "n_beta": float(found.attrs["n_beta"]),
-        **{name: torch.tensor(each.values) for name, each in kept.items()},
+        **{name: torch.from_numpy(each.values.copy()) for name, each in kept.items()},
     }
 
 

@@ -68,9 +68,7 @@ class Pieces:
             raise
 
     def take_up(self) -> None:
-        """Go on from what is there, and clear what a killed run has left half written."""
-        for left in self.folder.glob(".*.partial"):
-            left.unlink()
+        """Go on from what is there."""
         found = self.unsealed(SETTINGS, "only parts of these settings are used")
         if found is None:
             self.put(SETTINGS, self.settings.encode(), SETTINGS)
@@ -89,7 +87,7 @@ class Pieces:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if self.folder.exists():
+            if (self.folder / SETTINGS).exists():  # not removed
                 self.note_time()
         except OSError:
             if error is None:
@@ -198,7 +196,7 @@ class Pieces:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file in a folder of parts is one that a run writes there."""
+    """Whether a file in a folder of parts is one that a run writes there, or has left half written."""
     return path.name in (SETTINGS, SPENT, LOCK) or bool(PART.fullmatch(path.name)) or path.name.endswith(".partial")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import platform
 import tomllib
 import typing
@@ -26,6 +27,8 @@ from patterning_fast.report.output import check_output
 
 MODULES = ("induction", "parentheses", "superposition", "smollm")
 EXPECTED_BYTES = 2**26
+KINDS = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
+"""Types of settings, in words."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def read_recipe(path: Path, quick: bool) -> Recipe:
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     unknown = sorted(content.keys() - {"recipe", "settings", "quick", "did_not_work"})
     if unknown or content.get("recipe") not in MODULES:
@@ -57,9 +60,15 @@ def read_recipe(path: Path, quick: bool) -> Recipe:
             "and [quick] and a list did_not_work; "
             + (f"it also has {', '.join(unknown)}" if unknown else f"it has recipe = {content.get('recipe')!r}")
         )
+    tables = [content.get(name, {}) for name in ("settings", "quick")]
+    did_not_work = content.get("did_not_work", [])
+    if not all(isinstance(table, dict) for table in tables):
+        raise ValueError(f"{path}: settings and quick must be tables, [settings] and [quick] with a line for each")
+    if not isinstance(did_not_work, list) or not all(isinstance(each, str) for each in did_not_work):
+        raise ValueError(f"{path}: did_not_work must be a list of strings, got {did_not_work!r}")
     module = import_module(f"patterning_fast.recipes.{content['recipe']}")
-    given = content.get("settings", {}) | (content.get("quick", {}) if quick else {})
-    return Recipe(module, settings(path, module.Settings, given), content.get("did_not_work", []))
+    given = tables[0] | (tables[1] if quick else {})
+    return Recipe(module, settings(path, module.Settings, given), did_not_work)
 
 
 def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
@@ -69,13 +78,25 @@ def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
     for name, value in given.items():
         if name not in known:
             raise ValueError(f"{path}: there is no setting {name!r}; there are {', '.join(known)}")
-        wanted = typing.get_origin(known[name]) or known[name]
-        made = tuple(value) if wanted is tuple and isinstance(value, list) else value
-        made = float(made) if wanted is float and type(made) is int else made
-        if type(made) is not wanted:
-            raise ValueError(f"{path}: {name} must be a {wanted.__name__}, got {value!r}")
-        values[name] = made
+        try:
+            values[name] = of_type(value, known[name])
+        except TypeError as error:
+            raise ValueError(f"{path}: {name} must be {error}, got {value!r}") from None
     return kind(**values)
+
+
+def of_type(value: object, wanted: Any) -> Any:
+    """A value of TOML as a setting has it; raises TypeError, which says what it must be."""
+    if typing.get_origin(wanted) is tuple:
+        each = typing.get_args(wanted)[0]
+        if not isinstance(value, list):
+            raise TypeError(f"a list, of values that are each {KINDS[each]}")
+        return tuple(of_type(one, each) for one in value)
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
+        raise TypeError(KINDS[wanted])
+    return value
 
 
 @checked
@@ -85,6 +106,8 @@ def run_file(path: Path, out: Path | None, quick: bool) -> str:
     Raises what `read_recipe` and `run` raise.
     """
     command = f"patterning-fast run {path.as_posix()}" + (" --quick" if quick else "")
+    if out is None and path.stem.startswith("."):
+        raise ValueError(f"{path.name} cannot name a folder of results: give the recipe another name, or choose --out")
     return run(read_recipe(path, quick), out or Path("results") / (path.stem + ("-quick" if quick else "")), command)
 
 
@@ -126,6 +149,6 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
 def processor() -> str:
     """The name of this machine's processor, as far as it says."""
     information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
+    lines = information.read_text(encoding="utf-8", errors="replace").splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

@@ -241,7 +241,7 @@ def susceptibility(settings: Settings, head: str, seed: int, n_beta: float) -> d
     )
     chi = found["chi_group"].sel(component=head).transpose("group", "token").values
     shape = (settings.chains, len(KINDS), settings.strings, 2 * settings.passage)
-    return {"chi": torch.tensor(chi.reshape(shape))}
+    return {"chi": torch.from_numpy(chi.reshape(shape))}
 
 
 def unshared(model: Any, head: str) -> pf.Component:

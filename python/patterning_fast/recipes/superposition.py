@@ -157,8 +157,10 @@ def trained(settings: Settings, seed: int, weights: Tensor | None) -> dict[str, 
     """Replicas from random starts: `parameters` `[snapshots, replicas, 3 · features]`, `loss`, and the `step`s."""
     generator = torch.Generator().manual_seed(seed)
     size = settings.features
-    columns = settings.initial_scale * torch.randn(settings.replicas, 2 * size, generator=generator)
-    initial = torch.cat((columns, torch.zeros(settings.replicas, size)), 1).to(settings.device)
+    columns = settings.initial_scale * torch.randn(
+        settings.replicas, 2 * size, generator=generator, dtype=torch.float32
+    )
+    initial = torch.cat((columns, columns.new_zeros(settings.replicas, size)), 1).to(settings.device)
     x = one_active(size, settings.magnitudes).x.to(settings.device)
     found = pf.train_replicas(
         TiedAutoencoder(size).to(settings.device),

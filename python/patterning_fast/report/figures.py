@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from patterning_fast.arguments import Whole, checked
 from patterning_fast.patterning.modes import Modes
+from patterning_fast.report import text
 
 COLOURS = ("#000000", "#0072B2", "#D55E00", "#999999", "#009E73", "#CC79A7")  # Okabe & Ito 2008
 NAMED = 12
@@ -39,7 +40,7 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], thresh
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for (name, (steps, values)), colour, line in zip(series.items(), COLOURS, LINES, strict=False):
-        axes.plot(steps, values, color=colour, linestyle=line, linewidth=2, label=name)
+        axes.plot(steps, values, color=colour, linestyle=line, linewidth=2, label=text.label(name))
     axes.axhline(threshold, color="#888888", linewidth=0.8)
     axes.annotate(
         "half of the base run's final score", (0, threshold), xytext=(2, 3), textcoords="offset points", fontsize=8
@@ -61,8 +62,8 @@ def chi_heat_map(chi: xr.Dataset, samples: Sequence[Whole], labels: Sequence[str
         z = (values - values.mean()) / values.std()
         rows = np.stack([z.values[chi["sample"].values == sample] for sample in samples])
         image = axes.imshow(rows, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, interpolation="nearest")
-        axes.set_yticks(range(len(labels)), labels, fontsize=8)
-        axes.set_title(name, loc="left", fontsize=9)
+        axes.set_yticks(range(len(labels)), list(map(text.label, labels)), fontsize=8)
+        axes.set_title(text.label(name), loc="left", fontsize=9)
     panels[-1].set_xlabel("position in the context")
     figure.colorbar(image, ax=panels, label="χ, standard deviations from the component's mean", shrink=0.9)
     return figure
@@ -87,10 +88,11 @@ def mode_loadings(
     names = [str(name) for name in modes["component"].values]
     bars = {"loading": modes["component_loading"].values[chosen]}
     bars |= {kind.replace("_", " "): np.array([scores[name][kind] for name in names]) for kind in scores[names[0]]}
-    for at, (label, heights) in enumerate(bars.items()):
-        heads.bar(np.arange(len(names)) + 0.27 * (at - 1), heights, 0.25, label=label, color=COLOURS[(2, 1, 4)[at]])
+    for at, (kind, heights) in enumerate(bars.items()):
+        where, colour = np.arange(len(names)) + 0.27 * (at - 1), COLOURS[(2, 1, 4)[at]]
+        heads.bar(where, heights, 0.25, label=text.label(kind), color=colour)
     heads.axhline(0, color="black", linewidth=0.8)
-    heads.set_xticks(range(len(names)), names)
+    heads.set_xticks(range(len(names)), list(map(text.label, names)))
     heads.set(title=f"mode {chosen}: heads", ylabel="loading, or attention score")
     heads.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
 
@@ -98,7 +100,7 @@ def mode_loadings(
     means = [loading[which].mean() for which in classes.values()]
     errors = [loading[which].std() / np.sqrt(max(1, which.sum())) for which in classes.values()]
     tokens.barh(range(len(classes)), means, xerr=errors, color=COLOURS[2])
-    tokens.set_yticks(range(len(classes)), list(classes))
+    tokens.set_yticks(range(len(classes)), list(map(text.label, classes)))
     tokens.axvline(0, color="black", linewidth=0.8)
     tokens.set(title=f"mode {chosen}: tokens", xlabel="mean loading (rms over all tokens is 1)")
     for axes in (spectrum, heads, tokens):
@@ -155,7 +157,8 @@ def matched_modes(matches: xr.Dataset, ours: str, theirs: str) -> Figure:
     for row, column in enumerate(matches["partner"].values):
         if column >= 0:
             axes.add_patch(Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, edgecolor=COLOURS[2], lw=2))
-    axes.set(xlabel=f"modes of {theirs}", ylabel=f"modes of {ours}", xticks=range(columns), yticks=range(rows))
+    axes.set(xlabel=f"modes of {text.label(theirs)}", ylabel=f"modes of {text.label(ours)}")
+    axes.set(xticks=range(columns), yticks=range(rows))
     figure.colorbar(image, ax=axes, label="|cosine| of data loadings", shrink=0.9)
     return figure
 
@@ -177,7 +180,7 @@ def verification(result: xr.Dataset) -> Figure:
     for name in result["component"].values[: 0 if result.sizes["component"] > NAMED else None]:
         where = strongest.sel(component=name)
         axes.annotate(
-            str(name), (float(where["predicted"]), float(where["realised"])), xytext=(6, -9),
+            text.label(str(name)), (float(where["predicted"]), float(where["realised"])), xytext=(6, -9),
             textcoords="offset points", fontsize=8,
         )  # fmt: skip
     axes.axline((0, 0), slope=1, color="#888888", linewidth=0.8, zorder=0, label="as predicted")
@@ -216,13 +219,13 @@ def calibration(grid: xr.Dataset, component: str = "full") -> Figure:
         for row, column in np.ndindex(rows, columns):
             if codes[row, column] < names.index("diverged"):
                 cell = here.isel(n_beta=row, lr=column)
-                text = f"{float(cell['llc']):.3g}\n{float(cell['r_hat']):.2f}"
-                axes.text(column, row, text, ha="center", va="center", fontsize=7)
+                numbers = f"{float(cell['llc']):.3g}\n{float(cell['r_hat']):.2f}"
+                axes.text(column, row, numbers, ha="center", va="center", fontsize=7)
         axes.set_xticks(range(columns), [f"{value:g}" for value in grid["lr"].values], rotation=45)
         axes.set_yticks(range(rows), [f"{value:g}" for value in grid["n_beta"].values])
         axes.set(title=f"localization {pull:g}", xlabel="lr")
     panels[0].set_ylabel("n_beta")
     marks = [Patch(color=colour, label=name) for name, colour in VERDICT_COLOURS.items()]
     figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=8)
-    figure.suptitle(f"{component}: learning coefficient and, below it, R̂", fontsize=9)
+    figure.suptitle(f"{text.label(component)}: learning coefficient and, below it, R̂", fontsize=9)
     return figure

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from patterning_fast.arguments import checked
+from patterning_fast.report.text import printable
 
 STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
@@ -17,38 +18,43 @@ STYLE = (
 )
 
 
+def escaped(text: str) -> str:
+    """Text that is no markup, whatever it holds."""
+    return html.escape(printable(text))
+
+
 @checked
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole page from parts that are HTML already."""
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-        f"<h1>{html.escape(title)}</h1>{''.join(parts)}</html>\n"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escaped(title)}</title><style>{STYLE}</style>"
+        f"<h1>{escaped(title)}</h1>{''.join(parts)}</html>\n"
     )
 
 
 @checked
 def heading(text: str) -> str:
-    return f"<h2>{html.escape(text)}</h2>"
+    return f"<h2>{escaped(text)}</h2>"
 
 
 @checked
 def paragraph(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>"
+    return f"<p>{escaped(text)}</p>"
 
 
 @checked
 def picture(png: bytes, caption: str) -> str:
     data = base64.b64encode(png).decode()
-    text = html.escape(caption)
+    text = escaped(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
 @checked
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """A table of rows with the same keys; floats to three digits."""
-    head = "".join(f"<th>{html.escape(key)}</th>" for key in rows[0])
+    head = "".join(f"<th>{escaped(key)}</th>" for key in rows[0])
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(shown(value))}</td>" for value in row.values()) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td>{escaped(shown(value))}</td>" for value in row.values()) + "</tr>" for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"
 
@@ -56,7 +62,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
 @checked
 def text_table(rows: Sequence[Mapping[str, object]]) -> str:
     """The same table for a terminal."""
-    cells = [list(rows[0]), *[[shown(value) for value in row.values()] for row in rows]]
+    cells = [list(map(printable, rows[0])), *[[shown(value) for value in row.values()] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
@@ -65,9 +71,9 @@ def text_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 @checked
 def shown(value: object) -> str:
-    """A cell: floats to three digits, a dash for NaN."""
+    """A cell, in one line: floats to three digits, a dash for NaN."""
     if not isinstance(value, float):
-        return str(value)
+        return printable(str(value))
     if math.isnan(value):
         return "–"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

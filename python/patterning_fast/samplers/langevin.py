@@ -148,8 +148,8 @@ def init(bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed
         localization=localization.to(device, copy=True),
         noise_scale=bank.plan.noise_scale().to(device),
         chain_ids=bank.plan.chain_ids().to(device),
-        seed=torch.tensor(seed, device=device),
-        step=torch.tensor(0, device=device),
+        seed=torch.tensor(seed, dtype=torch.int64, device=device),
+        step=torch.tensor(0, dtype=torch.int64, device=device),
         row_starts=bank.row_starts.tolist(),
         center_starts=bank.center_starts.tolist(),
     )

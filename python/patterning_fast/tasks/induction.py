@@ -76,7 +76,7 @@ def repeated_strings(alphabet: Tensor, strings: Count, length: Count, seed: Seed
 def said_twice(passages: Tensor) -> RepeatedStrings:
     """Strings that say a passage of `[strings, T]` once and again, and its first token a third time."""
     tokens = torch.cat([passages, passages, passages[:, :1]], 1)
-    return RepeatedStrings(tokens, torch.full((len(passages),), passages.shape[1]))
+    return RepeatedStrings(tokens, torch.full((len(passages),), passages.shape[1], dtype=torch.int64))
 
 
 @checked

@@ -63,7 +63,13 @@ class Documents:
 
 def default_cache() -> Path:
     """Where the pile is kept unless a folder is given."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "patterning_fast" / "mini-pile"
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise RuntimeError(
+            "there is no home folder to keep text in: set HOME, or name a folder with --cache"
+        ) from error
+    return caches / "patterning_fast" / "mini-pile"
 
 
 @checked

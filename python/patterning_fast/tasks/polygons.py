@@ -41,7 +41,7 @@ def one_active(features: Count, magnitudes: Count) -> OneActive:
     """Samples of `features` · `magnitudes`: midpoints of [0, 1], in place of draws from it."""
     levels = (np.arange(magnitudes) + 0.5) / magnitudes
     feature, magnitude = np.repeat(np.arange(features), magnitudes), np.tile(levels, features)
-    x = torch.zeros(len(feature), features)
+    x = torch.zeros(len(feature), features, dtype=torch.float32)
     x[torch.arange(len(feature)), torch.from_numpy(feature)] = torch.from_numpy(magnitude).float()
     return OneActive(x, feature, magnitude)
 
@@ -104,7 +104,7 @@ def regular_polygon(features: Count, sides: Count, magnitudes: Count, positive: 
     biases[:sides], biases[sides : sides + positive] = bias, levels.mean() / features
     with torch.no_grad():
         model.weight.zero_()
-        model.weight[:, :sides] = math.sqrt(square) * torch.tensor(np.stack((np.cos(turns), np.sin(turns))))
+        model.weight[:, :sides] = math.sqrt(square) * torch.from_numpy(np.stack((np.cos(turns), np.sin(turns))))
         model.bias.copy_(torch.from_numpy(biases))
     return model
 

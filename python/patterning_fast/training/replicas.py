@@ -15,6 +15,7 @@ from patterning_fast import ops
 from patterning_fast.arguments import Count, Seed, checked
 from patterning_fast.callbacks import calling, returned
 from patterning_fast.engine.memory import check_fits
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, component, may_move
 from patterning_fast.posterior.data import bytes_each, check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
@@ -23,6 +24,7 @@ from patterning_fast.progress import progress_bar
 
 
 @checked
+@plain_torch()
 def train_replicas(
     model: nn.Module,
     initial: Tensor,
@@ -83,7 +85,7 @@ def train_replicas(
     with calling("train_replicas: optimizer", "take a list of parameters"):
         update = returned("train_replicas: optimizer", optimizer([parameters]), Optimizer)
     row_starts, numbers = torch.arange(replicas + 1, device=device) * size, torch.arange(replicas, device=device)
-    of_minibatches, at = torch.tensor(seed, device=device), torch.tensor(0, device=device)
+    of_minibatches, at = (torch.tensor(each, dtype=torch.int64, device=device) for each in (seed, 0))
     kept_at = [math.ceil(steps * (index + 1) / snapshots) for index in range(snapshots)]
     kept, losses = [], []
     description = f"training {len(rhos) * replicas} replicas"

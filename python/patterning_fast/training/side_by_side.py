@@ -10,6 +10,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.optim import AdamW
 
 from patterning_fast.arguments import Count, NonNegative, Positive, Seed, checked
+from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.data import sample_count, take
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.training.minibatches import Minibatches
@@ -27,6 +28,7 @@ class LossOf(nn.Module):
 
 
 @checked
+@plain_torch()
 def train_side_by_side(
     models: Sequence[nn.Module],
     data: Batch,
@@ -49,7 +51,7 @@ def train_side_by_side(
     with the models as they are then.
     """
     samples = sample_count(data)
-    rho = torch.ones(samples) if weights is None else weights
+    rho = torch.ones(samples, dtype=torch.float32) if weights is None else weights
     own = rho.to(next(models[0].parameters())).expand(len(models), samples)
     minibatches = [Minibatches(samples, each, "loss", batch_size, seed) for each, seed in zip(own, seeds, strict=True)]
     loss_weights = torch.stack([each.loss_weights for each in minibatches if each.loss_weights is not None])

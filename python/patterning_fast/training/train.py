@@ -18,6 +18,7 @@ from patterning_fast.callbacks import calling, returned
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import Precision, computing_in
 from patterning_fast.engine.memory import check_fits
+from patterning_fast.plain_torch import check_trainable, plain_torch
 from patterning_fast.posterior.data import bytes_each, check_data, loss_shape, sample_count, take, to_device
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
@@ -44,6 +45,7 @@ def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor 
 
 
 @checked
+@plain_torch()
 def train(
     model: nn.Module,
     data: Batch,
@@ -90,9 +92,11 @@ def train(
         progress, description, position: a progress bar with the time left, its title, and its line among several.
 
     Returns the rows of metrics. Raises TypeError for a scheduler that wants a metric, ValueError for data or weights
-    that do not fit, negative weights as probabilities and the checkpoint of another run, FloatingPointError where the
+    that do not fit, negative weights as probabilities, a model made
+    under `inference_mode` and the checkpoint of another run, FloatingPointError where the
     training loss is no longer finite, BlockingIOError or OSError for a folder in use or one that cannot be written.
     """
+    check_trainable(model)
     check_data("data", data, model)
     if not any(True for _ in model.parameters()):
         raise ValueError(f"model must have parameters, got {type(model).__name__} without; pass one to be trained")

@@ -61,7 +61,7 @@ def samples_at(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Inputs, targets and labels of some samples."""
     if presence is not None:
-        x = sparse_features(presence, torch.tensor(data_seed, device=samples.device), samples)
+        x = sparse_features(presence, torch.tensor(data_seed, dtype=torch.int64, device=samples.device), samples)
         return x, x, None
     assert inputs is not None
     of_targets, of_labels = (None if each is None else each[samples] for each in (targets, labels))
