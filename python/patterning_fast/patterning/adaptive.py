@@ -294,7 +294,8 @@ class Controller:
         """μ and χ around the current parameters; sampling goes on from where it was interrupted."""
         if not isinstance(self.estimate, PosteriorSampling):
             with calling("train_towards: estimate", "take the model and return two datasets"):
-                return self.estimate(model)
+                estimated = self.estimate(model)
+            return returned("train_towards: estimate", estimated, Estimates)
         arguments = dict(self.estimate.arguments)
         arguments["seed"] = arguments.get("seed", 0) + len(self.record)
         folder = self.folder and self.folder / SAMPLING / str(step)
