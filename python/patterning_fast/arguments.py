@@ -87,12 +87,11 @@ def explained(op: Checked) -> Checked:
 
     @functools.wraps(op)
     def call(*given: Any, **named: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return op(*given, **named)
         try:
             return op(*given, **named)
         except Exception:
-            read(given, named)
+            if not torch.compiler.is_compiling():
+                read(given, named)
             raise
 
     call.domains = domains  # type: ignore[attr-defined]

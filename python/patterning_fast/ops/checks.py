@@ -51,6 +51,8 @@ def chain_numbers(op: str, chains: int, device: torch.device, **values: float | 
 
 def number(op: str, name: str, value: float) -> float:
     """The number as a float; raises TypeError or ValueError for what is none, which float() might take."""
+    if type(value) is float and value == value:  # the fast way, for most
+        return value
     if isinstance(value, bool | np.bool_) or not isinstance(value, float | int | np.number):
         raise TypeError(f"{op}: {name} must be a number or a tensor, got {value!r}; pass {name}=1.0, for example")
     if value != value:
