@@ -49,9 +49,9 @@ def test_verdicts() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": []}, "lr must be a list of finite numbers > 0, got"),
-        ({"lr": [0.0]}, "lr must be a list of finite numbers > 0"),
-        ({"n_beta": [-1.0]}, "n_beta must be a list of finite numbers ≥ 0"),
+        ({"lr": []}, "lr must be a list of finite numbers > 0, not empty"),
+        ({"lr": [0.0]}, r"lr\[0\] must be a finite number > 0"),
+        ({"n_beta": [-1.0]}, r"n_beta\[0\] must be a finite number >= 0"),
         ({"n_beta": [0.0], "localization": [0.0]}, "both 0 at a setting"),
     ],
 )

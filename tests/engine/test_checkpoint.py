@@ -524,6 +524,6 @@ def test_saves_take_a_small_share_of_the_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
 def test_bad_intervals_are_refused(tmp_path: Path, seconds: float) -> None:
-    with pytest.raises(ValueError, match="checkpoint_seconds must be a finite number ≥ 0"):
+    with pytest.raises(ValueError, match="checkpoint_seconds must be a finite number >= 0"):
         sample(tmp_path / "new", checkpoint_seconds=seconds)
     assert not (tmp_path / "new").exists()

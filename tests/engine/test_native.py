@@ -211,7 +211,7 @@ def test_superposition() -> None:
     run = pf.sample(posterior_of(model, x), SAMPLERS[0], chains=4, draws=5, progress=False)
     assert run.attrs["engine"] == "native"
     assert np.isfinite(run.llc()["llc"]).all()
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="a whole number >= 1"):
         TiedAutoencoder(0)
 
 

@@ -101,7 +101,7 @@ GOOD: dict[str, Any] = {
         ({"weights": GOOD["weights"][:, :3]}, r"weights must be \[runs, 4\]"),
         ({"counts": [1, 2, 3]}, "as many positive counts"),
         ({"outcomes": {"o": np.arange(19.0)}}, r"each outcome must be \[20\]"),
-        ({"outcomes": {}}, "got none"),
+        ({"outcomes": {}}, "outcomes must be .* not empty"),
         ({"outcomes": {"o": np.full(20, np.nan)}}, "o: not finite"),
         ({"weights": GOOD["weights"][:12], "outcomes": {"o": np.arange(12.0)}}, "need at least 13 runs, got 12"),
         ({"weights": -GOOD["weights"]}, "positive means"),

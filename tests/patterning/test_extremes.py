@@ -71,5 +71,5 @@ def test_texts_that_do_not_fit_are_refused() -> None:
         pf.extreme_data(token_mode(), {"other": WORDS})
     with pytest.raises(ValueError, match="has 3 tokens, and the mode is about token"):
         pf.extreme_data(token_mode(), ["abc", "def"])
-    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="count must be a whole number >= 1, got 0"):
         pf.extreme_data(token_mode(), WORDS, count=0)

@@ -168,7 +168,7 @@ def test_a_function_is_made_small() -> None:
         pf.invert(chi, lambda dmu: float((dmu**2).sum()), strength=0.1)
     with pytest.raises(ValueError, match="must give a finite number, got nan"):
         pf.invert(chi, lambda dmu: float("nan"), strength=0.1)
-    with pytest.raises(TypeError, match="a target is a mapping, a mode, an array over data or a function, got str"):
+    with pytest.raises(TypeError, match=r"target must be a Mode or .*; pass \{component: change\}"):
         pf.invert(chi, "c0", strength=0.1)  # type: ignore[arg-type]
 
 
@@ -247,7 +247,7 @@ def test_the_verified_range_is_unknown_until_it_has_been_verified() -> None:
     assert plan.verified(0.3).within_verified is True
     assert plan.verified(0.1).within_verified is False
     assert plan.attrs["verified_strength"] is None
-    with pytest.raises(ValueError, match="a verified strength must be a finite number"):
+    with pytest.raises(ValueError, match="strength must be a finite number"):
         plan.verified(float("nan"))
 
 
@@ -314,7 +314,7 @@ def test_predicted_error_is_the_groups_scatter_and_that_of_the_square_of_noise()
     [
         ({"head": 1.0}, {}, r"unknown components \['head'\]; χ has \['c0', 'c1', 'c2', 'c3'\]"),
         ({"c0": 0.0}, {}, "must be finite and ask for something"),
-        ({"c0": float("nan")}, {}, "must be finite and ask for something"),
+        ({"c0": float("nan")}, {}, r"target\['c0'\] must be a finite number"),
         ({"c0": 1.0}, {"strength": 0.0}, "strength must be a finite number > 0"),
         ({"c0": 1.0}, {"strength": -1.0}, "reverse a mode with -mode"),
         ({"c0": 1.0}, {"negative_weights": "drop"}, "negative_weights must be one of"),

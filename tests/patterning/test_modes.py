@@ -198,7 +198,7 @@ def test_bad_chi_is_refused() -> None:
         pf.modes(chi.isel(component=[0]))
     with pytest.raises(ValueError, match=r"'chi_error'.* are missing"):
         pf.modes(chi.drop_vars("chi_error"))
-    with pytest.raises(ValueError, match="keep must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="keep must be a whole number >= 1, or None, got 0"):
         pf.modes(chi, keep=0)
     broken = chi.copy(deep=True)
     broken["chi"][1, 3] = np.nan

@@ -95,7 +95,7 @@ def test_a_plan_must_fit_the_posterior(traced: tuple[pf.Plan, Path]) -> None:
     with pytest.raises(ValueError, match=r"the plan was made at n_beta 10.0, the posterior has 20.0"):
         pf.verify(plan, language_posterior(n_beta=20.0), SGLD, **SAMPLING)
     for fractions in ([], [0.0], [float("nan")]):
-        with pytest.raises(ValueError, match="fractions must be finite numbers > 0"):
+        with pytest.raises(ValueError, match=r"fractions(\[0\])? must be a"):
             pf.verify(plan, posterior, SGLD, fractions=fractions, **SAMPLING)
     with pytest.raises(ValueError, match="the posterior has weights of its own"):
         pf.verify(plan, posterior.reweighted(plan.weights), SGLD, **SAMPLING)

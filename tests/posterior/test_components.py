@@ -66,7 +66,7 @@ def test_flat_indices_are_masks_too() -> None:
 
 @pytest.mark.parametrize("wrong", [[1, 1], [2, 1], [-1, 2], [0, 6]])
 def test_indices_that_name_no_coordinate_or_one_twice_are_refused(wrong: list[int]) -> None:
-    with pytest.raises(ValueError, match=r"indices of 'weight' must rise, each in \[0, 6\)"):
+    with pytest.raises(ValueError, match=r"indices of 'weight' must (rise|be below 6)"):
         pf.component(nn.Linear(3, 2), "c", {"weight": torch.tensor(wrong)})
 
 

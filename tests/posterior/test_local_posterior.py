@@ -54,13 +54,13 @@ def reduced(model: nn.Module, batch: object) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_beta": -1.0}, "n_beta must be a finite number ≥ 0, got -1.0"),
-        ({"n_beta": float("nan")}, "n_beta must be a finite number ≥ 0, got nan"),
-        ({"localization": -3.0}, "localization must be a finite number ≥ 0, got -3.0"),
+        ({"n_beta": -1.0}, "n_beta must be a finite number >= 0, got -1.0"),
+        ({"n_beta": float("nan")}, "n_beta must be a finite number >= 0, got nan"),
+        ({"localization": -3.0}, "localization must be a finite number >= 0, got -3.0"),
         ({"n_beta": 0.0, "localization": 0.0}, "both 0: nothing would hold the chains"),
         ({"data": (torch.zeros(0, 3), torch.zeros(0, 1))}, "data is empty"),
         ({"data": (torch.zeros(4, 3), torch.zeros(5, 1))}, r"must agree on the number of samples, got \[4, 5\]"),
-        ({"data": [1, 2]}, "data must be a tensor or a tuple of tensors, got list"),
+        ({"data": [1, 2]}, "data must be .*tuple of Tensors.*, got"),
         ({"model": nn.Linear(3, 1).double()}, "parameters must be float32"),
         ({"model": nn.ReLU()}, "ReLU has no parameters"),
         ({"loss": reduced}, r"the loss returned shape \[\] for 2 samples"),

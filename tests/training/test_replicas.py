@@ -83,7 +83,7 @@ def test_what_cannot_work_is_said_at_once() -> None:
         run(weights=torch.ones(SAMPLES))
     with pytest.raises(ValueError, match="not finite"):
         run(weights=torch.full((1, SAMPLES), torch.nan))
-    with pytest.raises(ValueError, match="snapshots between"):
+    with pytest.raises(ValueError, match="snapshots must be between"):
         run(snapshots=STEPS + 1)
     with pytest.raises(ValueError, match="replicas are not finite"):
         run(optimizer=lambda params: SGD(params, lr=1e30, weight_decay=1e30), steps=5)

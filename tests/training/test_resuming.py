@@ -185,7 +185,7 @@ def test_what_cannot_work_is_said_at_once() -> None:
         train(None, schedule=ReduceLROnPlateau)
     with pytest.raises(ValueError, match=r"precision must be one of \('float32', 'bfloat16'\), got 'float16'"):
         train(None, precision="float16")
-    with pytest.raises(ValueError, match="max_grad_norm must be > 0, got 0"):
+    with pytest.raises(ValueError, match="max_grad_norm must be a finite number > 0, or None, got 0"):
         train(None, max_grad_norm=0.0)
 
 

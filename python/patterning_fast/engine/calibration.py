@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from patterning_fast.arguments import Count, NonNegative, Positive, Seed, Whole, checked
 from patterning_fast.chains.plan import Setting
+from patterning_fast.domains import Distinct, Holds
 from patterning_fast.engine.options import Keeping, Options
 from patterning_fast.engine.sample import sample_settings
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.plain_torch import plain_torch
-from patterning_fast.posterior.components import Component
+from patterning_fast.posterior.components import Components
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Data
+from patterning_fast.posterior.losses import Probes
 from patterning_fast.samplers.langevin import Sampler
 
 VERDICTS = ("healthy", "not mixed", "negative", "diverged")
@@ -27,26 +30,27 @@ MIXED_R_HAT = 1.1
 """Above this R̂ the chains of a component do not agree yet on the mean of φ (Vehtari et al. 2021 ask for 1.01)."""
 
 
+@checked
 @plain_torch()
 def calibrate(
     posterior: LocalPosterior,
     sampler: Sampler,
     *,
-    lr: Sequence[float],
-    n_beta: Sequence[float] | None = None,
-    localization: Sequence[float] | None = None,
-    components: Mapping[str, Component] | None = None,
-    probes: Mapping[str, Data] | None = None,
-    chains: int = 4,
-    draws: int = 100,
-    burn_in: int = 0,
-    steps_between_draws: int = 1,
-    batch_size: int = 16,
-    loss_samples: int | Tensor | None = None,
-    tile: int | None = None,
-    seed: int = 0,
+    lr: Annotated[Sequence[Positive], Holds(1), Distinct()],
+    n_beta: Annotated[Sequence[NonNegative], Holds(1), Distinct()] | None = None,
+    localization: Annotated[Sequence[NonNegative], Holds(1), Distinct()] | None = None,
+    components: Components | None = None,
+    probes: Probes | None = None,
+    chains: Count = 4,
+    draws: Count = 100,
+    burn_in: Whole = 0,
+    steps_between_draws: Count = 1,
+    batch_size: Count = 16,
+    loss_samples: Count | Tensor | None = None,
+    tile: Count | None = None,
+    seed: Seed = 0,
     checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: NonNegative = 60.0,
     allow_versions: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -69,11 +73,6 @@ def calibrate(
         "n_beta": [posterior.n_beta] if n_beta is None else n_beta,
         "localization": [posterior.localization] if localization is None else localization,
     }
-    for name, values in axes.items():
-        fits = [np.isfinite(value) and (value > 0 or (value == 0 and name != "lr")) for value in values]
-        if not fits or not all(fits):
-            least = "> 0" if name == "lr" else "≥ 0"
-            raise ValueError(f"{name} must be a list of finite numbers {least}, got {list(values)}")
     settings = tuple(Setting(*each) for each in product(*axes.values()))
     for setting in settings:
         if setting.n_beta == 0 and setting.localization == 0:

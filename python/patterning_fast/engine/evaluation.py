@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
+from patterning_fast.domains import shown
 from patterning_fast.engine.recording import recalled
 from patterning_fast.engine.suffix import Recorded, Runner, Suffix
 from patterning_fast.engine.workers import Workers
@@ -129,8 +130,18 @@ def loss_indices(posterior: LocalPosterior, loss_samples: int | Tensor | None, s
             loss_samples = order[:loss_samples].sort().values
     if loss_samples is None:
         return None
+    if loss_samples.dtype != torch.int64:
+        raise TypeError(f"loss_samples must be int64 indices, got {loss_samples.dtype}; pass loss_samples.long()")
     if loss_samples.dim() != 1 or not loss_samples.numel() or not 0 <= loss_samples.min() <= loss_samples.max() < count:
-        raise ValueError(f"loss_samples must be indices [samples] of the posterior's {count} samples")
+        raise ValueError(
+            f"loss_samples must be indices [samples] of the posterior's {count} samples, got "
+            f"{shown(loss_samples.tolist())}; they lie in [0, {count})"
+        )
+    if len(loss_samples.unique()) < len(loss_samples):
+        raise ValueError(
+            f"loss_samples must be distinct, got {len(loss_samples) - len(loss_samples.unique())} twice; "
+            "pass loss_samples.unique()"
+        )
     return loss_samples.to(posterior.device)
 
 

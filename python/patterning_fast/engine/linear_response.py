@@ -20,13 +20,16 @@ from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from patterning_fast.arguments import Bytes, Count, NonNegative, Seed, Whole, checked
 from patterning_fast.chains.plan import Setting, chain_plan
+from patterning_fast.domains import Mend
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import joint_coordinates, lay_out_sets, loss_indices, losses_at_center
 from patterning_fast.engine.identity import check_losses, digest, run_identity
@@ -45,10 +48,10 @@ from patterning_fast.estimators.labelled import (
 from patterning_fast.ops.reference.minibatch import minibatch
 from patterning_fast.ops.reference.philox import Stream
 from patterning_fast.plain_torch import plain_torch
-from patterning_fast.posterior.components import FULL, Component, resolve_components
+from patterning_fast.posterior.components import FULL, Component, Components, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch, Data
+from patterning_fast.posterior.losses import Batch, Probes
 from patterning_fast.progress import Progress, progress_bar
 from patterning_fast.samplers.sgld import SGLD
 
@@ -59,25 +62,26 @@ SMALLEST = 1e-30
 """Under this an adjoint is taken for 0."""
 
 
+@checked
 @plain_torch()
 def linear_response(
     posterior: LocalPosterior,
-    sampler: SGLD,
+    sampler: Annotated[SGLD, Mend("only pf.SGLD(lr=...) can be differentiated")],
     *,
-    components: Mapping[str, Component] | None = None,
-    probes: Mapping[str, Data] | None = None,
-    chains: int = 4,
-    draws: int = 15,
-    burn_in: int = 5,
-    steps_between_draws: int = 4,
-    batch_size: int = 16,
-    loss_samples: int | Tensor | None = None,
-    recording_bytes: int = 2**28,
-    trajectory_bytes: int = 2**29,
-    tile: int | None = None,
-    seed: int = 0,
+    components: Components | None = None,
+    probes: Probes | None = None,
+    chains: Count = 4,
+    draws: Count = 15,
+    burn_in: Whole = 5,
+    steps_between_draws: Count = 4,
+    batch_size: Count = 16,
+    loss_samples: Count | Tensor | None = None,
+    recording_bytes: Bytes = 2**28,
+    trajectory_bytes: Bytes = 2**29,
+    tile: Count | None = None,
+    seed: Seed = 0,
     checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: NonNegative = 60.0,
     allow_versions: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -112,8 +116,13 @@ def linear_response(
         BlockingIOError, OSError: a checkpoint's folder in use by another run; one that cannot be written.
         ChainDivergedError: every chain of every component has run away, or its derivative has.
     """
-    if type(sampler) is not SGLD or sampler.gradient_noise_correction:
-        raise TypeError(f"only SGLD(lr) without gradient-noise correction can be differentiated, got {sampler!r}")
+    if type(sampler) is not SGLD:
+        raise TypeError(f"only SGLD itself can be differentiated, got {sampler!r}; pass SGLD(lr={sampler.lr})")
+    if sampler.gradient_noise_correction:
+        raise ValueError(
+            f"only SGLD without gradient_noise_correction can be differentiated, got {sampler!r}; "
+            f"pass SGLD(lr={sampler.lr})"
+        )
     if posterior.random_loss:
         raise ValueError(
             "a random loss cannot be differentiated with its noise held fixed: use sample(...).susceptibilities(), or "
@@ -127,6 +136,7 @@ def linear_response(
     resolved = resolve_components(posterior.model, components, posterior.moving)
     resolved = [each for each in resolved if each.name != FULL or not components or FULL in components]
     plan = chain_plan(resolved, chains, False, chains, (setting,))
+    options.check_memory(plan, posterior)
     sets, _ = lay_out_sets(posterior, probes, None, seed)
     indices = loss_indices(posterior, loss_samples, seed)
     at_once = chains_at_once(posterior, resolved, options, trajectory_bytes)

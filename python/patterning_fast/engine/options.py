@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
+from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.engine.evaluation import Precision
+from patterning_fast.engine.memory import check_fits
+from patterning_fast.ops.reference.philox import INDEX_BITS
+from patterning_fast.posterior.data import bytes_each
+from patterning_fast.posterior.local_posterior import LocalPosterior
 
 Engine = Literal["auto", "native", "torch"]
 
@@ -15,7 +20,7 @@ Engine = Literal["auto", "native", "torch"]
 class Options:
     """The keywords of `sample`, which says what they mean.
 
-    Raises ValueError for numbers out of range.
+    Raises ValueError for a run of more steps than the noise has numbers for.
     """
 
     chains: int
@@ -34,22 +39,24 @@ class Options:
     engine: Engine = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("draws", 1),
-            ("burn_in", 0),
-            ("steps_between_draws", 1),
-            ("batch_size", 1),
-            ("recording_bytes", 0),
-            ("tile", 1),
-            ("seed", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision must be one of {get_args(Precision)}, got {self.precision!r}")
-        if self.engine not in get_args(Engine):
-            raise ValueError(f"engine must be one of {get_args(Engine)}, got {self.engine!r}")
+        steps = self.total_draws * self.steps_between_draws
+        if steps >= 2**INDEX_BITS:
+            raise ValueError(
+                f"(burn_in + draws) * steps_between_draws must be below 2^{INDEX_BITS}, the steps that the noise has "
+                f"numbers for, got {steps}; take fewer"
+            )
+
+    def check_memory(self, plan: ChainPlan, posterior: LocalPosterior) -> None:
+        """Raise ValueError where chains, their traces or their minibatches would not fit into memory."""
+        parameters = dict(posterior.model.named_parameters())
+        coordinates = sum(each.size(parameters) for each in plan.components) * len(plan.settings)
+        check_fits(
+            {
+                "chains": 8 * self.chains * coordinates,
+                "draws": 12 * plan.rows * self.total_draws,
+                "batch_size": self.chains * self.batch_size * (8 + bytes_each(posterior.data)),
+            }
+        )
 
     @property
     def total_draws(self) -> int:

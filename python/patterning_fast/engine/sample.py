@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patterning_fast.arguments import Bytes, Count, NonNegative, Seed, Whole, checked
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import (
@@ -32,12 +33,12 @@ from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.plain_torch import plain_torch
-from patterning_fast.posterior.components import Component, resolve_components
+from patterning_fast.posterior.components import Component, Components, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.dense import NotDense
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Data
-from patterning_fast.posterior.observables import Observable, values_at_center
+from patterning_fast.posterior.losses import Data, Probes
+from patterning_fast.posterior.observables import Observable, Observables, values_at_center
 from patterning_fast.progress import progress_bar
 from patterning_fast.samplers.langevin import Sampler
 
@@ -48,31 +49,32 @@ TOTALS_BYTES = 256 * 2**20
 """Memory up to which every chain (or antithetic pair) has totals of its own: a diverged one is left out alone."""
 
 
+@checked
 @plain_torch()
 def sample(
     posterior: LocalPosterior,
     sampler: Sampler,
     *,
-    components: Mapping[str, Component] | None = None,
-    probes: Mapping[str, Data] | None = None,
-    observables: Mapping[str, Observable] | None = None,
-    chains: int = 8,
-    draws: int = 100,
-    burn_in: int = 0,
-    steps_between_draws: int = 1,
-    batch_size: int = 16,
+    components: Components | None = None,
+    probes: Probes | None = None,
+    observables: Observables | None = None,
+    chains: Count = 8,
+    draws: Count = 100,
+    burn_in: Whole = 0,
+    steps_between_draws: Count = 1,
+    batch_size: Count = 16,
     shared_minibatches: bool = False,
     antithetic: bool = False,
-    groups: int | None = None,
-    loss_samples: int | Tensor | None = None,
+    groups: Count | None = None,
+    loss_samples: Count | Tensor | None = None,
     loss_kernel: bool = False,
-    recording_bytes: int = 2**28,
+    recording_bytes: Bytes = 2**28,
     precision: Precision = "float32",
     engine: Engine = "auto",
-    tile: int | None = None,
-    seed: int = 0,
+    tile: Count | None = None,
+    seed: Seed = 0,
     checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: NonNegative = 60.0,
     allow_versions: bool = False,
     traces: str | Path | None = None,
     progress: bool = True,
@@ -142,18 +144,15 @@ def sample_settings(
     components: Mapping[str, Component] | None,
     probes: Mapping[str, Data] | None,
     observables: Mapping[str, Observable] | None,
-    loss_samples: int | Tensor | None,
+    loss_samples: Count | Tensor | None,
     options: Options,
     keeping: Keeping,
     progress: bool,
 ) -> list[Statistics]:
     """`sample` at several settings in one bank; the statistics of each."""
-    if probes is not None and not probes:
-        raise ValueError(
-            "probes is empty: name at least one set of samples, or pass None to track the posterior's data"
-        )
     resolved = resolve_components(posterior.model, components, posterior.moving)
     plan = chain_plan(resolved, options.chains, options.antithetic, options.groups, settings)
+    options.check_memory(plan, posterior)
     probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, options.seed)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
     device = posterior.device

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import checked
 from patterning_fast.durable import put
 
 LAYOUT = "layout.json"
@@ -24,6 +25,7 @@ DRAW = 2
 """Axis of the draws in every array that has them."""
 
 
+@checked
 def load_traces(path: str | Path) -> xr.DataTree:
     """The traces that `sample(..., traces=path)` has written: every file is checked, then values are read as needed.
 

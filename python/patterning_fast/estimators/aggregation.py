@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
+from patterning_fast.arguments import Labels, Name, checked
 from patterning_fast.posterior.weights import one_probe, shown
 
 
-def aggregate(estimates: xr.Dataset, groups: npt.ArrayLike, name: str = "document") -> xr.Dataset:
+@checked
+def aggregate(estimates: xr.Dataset, groups: Labels, name: Name = "document") -> xr.Dataset:
     """Means of estimates by sample or token over the documents, domains or other groups that data belong to.
 
     Errors of tokens go together, so those of means come from the independent groups of chains (`NAME_group`), not from

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from patterning_fast.arguments import Count, Whole, checked
 from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.estimators.comoments import Comoments, Means, pseudo_values, unbiased_covariance
 from patterning_fast.estimators.labelled import (
@@ -37,6 +38,7 @@ class Part(NamedTuple):
 
 
 @dataclass
+@checked
 class Statistics:
     """The streaming statistics of one call of `sample`; its methods return labelled estimates with errors.
 
@@ -46,11 +48,11 @@ class Statistics:
     """
 
     plan: ChainPlan
-    setting: int
+    setting: Whole
     """Index among the plan's settings of the one that this is about."""
     totals: Comoments
     """By bundle of chains."""
-    units_per_bundle: int
+    units_per_bundle: Count
     traces: ChainTraces
     evaluated: list[str]
     """How the losses of each component's chains were computed."""
@@ -110,17 +112,17 @@ class Statistics:
         groups = torch.cat((groups, unread)).to(totals.count.device)
         return totals.joined(groups, self.plan.cells * self.plan.groups)
 
-    def groups(self, component: int) -> Tensor:
+    def groups(self, component: Whole) -> Tensor:
         """The groups of a component with healthy chains, int64; none where they are fewer than two."""
         start = (component * len(self.plan.settings) + self.setting) * self.plan.groups
         alive = start + (self.observed.count[start : start + self.plan.groups] > 0).nonzero().squeeze(1)
         return alive if len(alive) > 1 else alive[:0]
 
-    def by_group(self, component: int, statistic: Callable[[Means], Tensor]) -> Tensor:
+    def by_group(self, component: Whole, statistic: Callable[[Means], Tensor]) -> Tensor:
         """Pseudo-values `[healthy groups, ...]` of a statistic of a component's chains: their mean is the estimate."""
         return pseudo_values(statistic, self.grouped.means(self.groups(component)))
 
-    def rows(self, component: int) -> slice:
+    def rows(self, component: Whole) -> slice:
         """The rows of a component's chains."""
         return self.plan.cell_rows(component, self.setting)
 
@@ -129,7 +131,7 @@ class Statistics:
     ) -> xr.Dataset:
         """A statistic of every component, with its standard error and, as `NAME_group`, its values by group."""
 
-        def values(component: int) -> Tensor:
+        def values(component: Whole) -> Tensor:
             return self.by_group(component, statistic)
 
         shape = tuple(statistic(self.grouped.means(slice(0, 1)).of(0)).shape)
@@ -160,10 +162,10 @@ class Statistics:
         It reads no losses: its cost does not grow with those tracked.
         """
 
-        def phi(component: int) -> Tensor:
+        def phi(component: Whole) -> Tensor:
             return self.observed.means(self.groups(component)).observable[:, 0]
 
-        def scaled(component: int) -> Tensor:
+        def scaled(component: Whole) -> Tensor:
             return float(self.attrs["n_beta"]) * phi(component)
 
         mean = self.labelled("mu", phi, (), (), "posterior mean of L(w) - L(w*)", "nats")
@@ -206,7 +208,7 @@ class Statistics:
         for at, name in enumerate(self.observables, 1):
             center = float(self.totals.observable_shift[at])
 
-            def values(component: int, at: int = at, center: float = center) -> Tensor:
+            def values(component: Whole, at: int = at, center: float = center) -> Tensor:
                 return center + self.observed.means(self.groups(component)).observable[:, at]
 
             found.update(self.labelled(name, values, (), (), f"posterior mean of {name}", "1"))
@@ -251,7 +253,7 @@ class Statistics:
         result = xr.Dataset()
         for part in parts:
 
-            def values(component: int, part: Part = part) -> Tensor:
+            def values(component: Whole, part: Part = part) -> Tensor:
                 own, of_full = self.paired(component, full)
                 both = Means(*(torch.stack(each, 1) for each in zip(own, of_full, strict=True)))
                 return pseudo_values(lambda means: part.value(means.of(0), means.of(1)), both)
@@ -263,14 +265,14 @@ class Statistics:
         result["chains_for_r_0.9"] = chains_for_target(result["chi_reliability"].values, np.array(healthy))
         return self.said(result, "chi").assign_attrs(observable=observable)
 
-    def paired(self, component: int, full: int) -> tuple[Means, Means]:
+    def paired(self, component: Whole, full: Whole) -> tuple[Means, Means]:
         """Means of a component's healthy groups, and of as many of the full component's, independent of each other."""
         own, of_full = self.groups(component), self.groups(full)
         if not len(of_full):
             return self.grouped.means(own), Means(*(each * torch.nan for each in self.grouped.means(own)))
         return self.grouped.means(own), self.grouped.means(of_full[torch.arange(len(own)) % len(of_full)])
 
-    def reliability(self, component: int, full: int, part: Part, at: int) -> float:
+    def reliability(self, component: Whole, full: Whole, part: Part, at: Whole) -> float:
         """Split-half reliability of a part of χ over tokens."""
         both = self.paired(component, full)
         return split_half_reliability(
@@ -393,18 +395,18 @@ def contribution(means: Means, n_beta: float, items: int) -> Tensor:
     return n_beta / items * (means.loss - n_beta * covariance(means)[0])
 
 
-def particular(means: Means, at: int) -> Tensor:
+def particular(means: Means, at: Whole) -> Tensor:
     """−Cov[O, l − L] of the observable at a place; the first is L itself."""
     with_loss = means.square[at, 0] - means.observable[at] * means.observable[0]
     return with_loss - covariance(means)[at]
 
 
-def drift(own: Means, of_full: Means, at: int) -> Tensor:
+def drift(own: Means, of_full: Means, at: Whole) -> Tensor:
     """E_C[O]·(E_full[l − L] − E_C[l − L]); sums are about the losses at w*, which cancel."""
     return own.observable[at] * ((of_full.loss - of_full.observable[0]) - (own.loss - own.observable[0]))
 
 
-def unbiased(part: str, at: int, own: Means, of_full: Means) -> Tensor:
+def unbiased(part: str, at: Whole, own: Means, of_full: Means) -> Tensor:
     """A part of χ from a few groups, free of the bias of products of a group's means with themselves; up to a constant.
 
     What is the same for all tokens does not matter to correlations over tokens.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
+from patterning_fast.arguments import Name, Numbers, checked
+from patterning_fast.domains import Distinct, Holds
 from patterning_fast.estimators.aggregation import error_of_means
 from patterning_fast.plain_torch import plain_torch
 
@@ -15,13 +17,14 @@ LEAST_SPARE = 8
 """Runs beyond one for each unit and the mean, without which errors of the fit are not to be trusted."""
 
 
+@checked
 @plain_torch()
 def training_response(
-    outcomes: Mapping[str, npt.ArrayLike],
-    weights: npt.ArrayLike,
-    units: Sequence[str],
-    counts: npt.ArrayLike,
-    name: str = "unit",
+    outcomes: Annotated[Mapping[str, Numbers], Holds(1)],
+    weights: Numbers,
+    units: Annotated[Sequence[str], Holds(1), Distinct()],
+    counts: Numbers,
+    name: Name = "unit",
 ) -> xr.Dataset:
     """Response χ of outcomes of training to data, dE[O] = Σ_u χ_u·n_u(ρ_u − 1)/n, fitted by least squares.
 

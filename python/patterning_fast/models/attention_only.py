@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patterning_fast import ops
+from patterning_fast.arguments import Count, Whole, checked
 from patterning_fast.models.head_suffix import HeadSuffix
 from patterning_fast.ops.reference.rotary_attention import parts as rotated_parts
 from patterning_fast.ops.reference.rotary_attention import scores
@@ -14,6 +15,7 @@ from patterning_fast.posterior.components import Component
 from patterning_fast.posterior.decoders import LogitFactors
 
 
+@checked
 class AttentionOnlyLM(nn.Module):
     """Causal attention-only transformer: tokens `[batch, T]` (int64) to logits `[batch, T, vocabulary]`.
 
@@ -23,7 +25,13 @@ class AttentionOnlyLM(nn.Module):
     """
 
     def __init__(
-        self, vocabulary: int, context: int, width: int = 64, heads: int = 4, head_width: int = 16, layers: int = 2
+        self,
+        vocabulary: Count,
+        context: Count,
+        width: Count = 64,
+        heads: Count = 4,
+        head_width: Count = 16,
+        layers: Count = 2,
     ) -> None:
         super().__init__()
         if head_width % 2:
@@ -44,7 +52,7 @@ class AttentionOnlyLM(nn.Module):
         """What the logits of tokens `[batch, T]` are the product of."""
         return LogitFactors(self.final_norm(self.streams(tokens)[-1]), self.unembedding)
 
-    def streams(self, tokens: Tensor, layers: int | None = None) -> list[Tensor]:
+    def streams(self, tokens: Tensor, layers: Whole | None = None) -> list[Tensor]:
         """The residual stream `[batch, T, width]` before the first layer and after each, or the first few."""
         streams = [F.embedding(tokens, self.embedding)]
         cos, sin = self.rotary(tokens.shape[-1])
@@ -56,7 +64,7 @@ class AttentionOnlyLM(nn.Module):
         """The layers, or what stands in for them."""
         return list(self.layers)  # type: ignore[arg-type]
 
-    def rotary(self, length: int) -> tuple[Tensor, Tensor]:
+    def rotary(self, length: Whole) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the first positions, each `[length, head_width]`."""
         return self.rotary_cos[:length], self.rotary_sin[:length]
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import nn
+
+from patterning_fast.arguments import Count, Seed, Whole, checked
+from patterning_fast.domains import Holds
 
 
 class LearningCoefficient(NamedTuple):
@@ -18,7 +21,8 @@ class LearningCoefficient(NamedTuple):
     multiplicity: int
 
 
-def learning_coefficient(widths: Sequence[int], rank: int) -> LearningCoefficient:
+@checked
+def learning_coefficient(widths: Annotated[Sequence[Count], Holds(2)], rank: Whole) -> LearningCoefficient:
     """λ of a deep linear network of these layer widths, where the product of its matrices has this rank.
 
     At the most singular of such parameters, those whose matrices all have that rank. Source: Aoyagi & Watanabe 2005 for
@@ -46,7 +50,8 @@ def learning_coefficient(widths: Sequence[int], rank: int) -> LearningCoefficien
     return LearningCoefficient(value, remainder * (layers - remainder) + 1)
 
 
-def deep_linear_network(widths: Sequence[int], rank: int, seed: int = 0) -> nn.Sequential:
+@checked
+def deep_linear_network(widths: Annotated[Sequence[Count], Holds(2)], rank: Whole, seed: Seed = 0) -> nn.Sequential:
     """A network at a parameter whose learning coefficient `learning_coefficient` gives: all matrices of that rank.
 
     Each layer maps the same `rank` directions of one width onto those of the next, by singular values between 0.8 and

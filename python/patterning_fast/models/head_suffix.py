@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patterning_fast.arguments import Whole, checked
 from patterning_fast.engine.suffix import AllRecorded, SuffixError
 from patterning_fast.posterior.decoders import LogitFactors
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+@checked
 class HeadSuffix:
     """One head, and the layers after its own. Other heads of its layer are recalled with the stream.
 
@@ -26,8 +28,8 @@ class HeadSuffix:
     """
 
     model: AttentionOnlyLM
-    layer: int
-    head: int
+    layer: Whole
+    head: Whole
     recalls_logits: bool
 
     @property

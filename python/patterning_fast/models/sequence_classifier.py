@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patterning_fast.arguments import Count, checked
+
 PAD = 0
 
 EMBEDDING_SCALE = 0.1
@@ -15,6 +17,7 @@ EMBEDDING_SCALE = 0.1
 last token say; at 0.02 they take several times as long."""
 
 
+@checked
 class SequenceClassifier(nn.Module):
     """Causal transformer: tokens `[batch, T]` (int64), 0 after the end of a sequence, to logits `[batch, classes]`.
 
@@ -23,7 +26,13 @@ class SequenceClassifier(nn.Module):
     """
 
     def __init__(
-        self, vocabulary: int, context: int, classes: int = 2, width: int = 32, heads: int = 4, layers: int = 1
+        self,
+        vocabulary: Count,
+        context: Count,
+        classes: Count = 2,
+        width: Count = 32,
+        heads: Count = 4,
+        layers: Count = 1,
     ) -> None:
         super().__init__()
         if width % heads:

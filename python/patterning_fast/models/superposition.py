@@ -8,17 +8,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.arguments import Count, checked
 
+
+@checked
 class TiedAutoencoder(nn.Module):
     """x `[batch, features]` to relu(Wᵀ W x + b): more features than `hidden` dimensions to hold them in.
 
     The columns of `weight` `[hidden, features]` are where the features lie. Raises ValueError for sizes below 1.
     """
 
-    def __init__(self, features: int, hidden: int = 2) -> None:
+    def __init__(self, features: Count, hidden: Count = 2) -> None:
         super().__init__()
-        if min(features, hidden) < 1:
-            raise ValueError(f"features and hidden must be at least 1, got {features} and {hidden}")
         self.weight = nn.Parameter(torch.randn(hidden, features) / hidden**0.5)
         self.bias = nn.Parameter(torch.zeros(features))
 

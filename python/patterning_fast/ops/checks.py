@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from patterning_fast.ops.reference.philox import INDEX_BITS
 
 
 def check_tensor(
@@ -38,12 +41,23 @@ def chain_numbers(op: str, chains: int, device: torch.device, **values: float | 
     numbers = {
         name: value
         if isinstance(value, Tensor)
-        else torch.full((chains,), float(value), dtype=torch.float32, device=device)
+        else torch.full((chains,), number(op, name, value), dtype=torch.float32, device=device)
         for name, value in values.items()
     }
     for name, tensor in numbers.items():
         check_tensor(op, name, tensor, torch.float32, (chains,))
     return numbers
+
+
+def number(op: str, name: str, value: float) -> float:
+    """The number as a float; raises TypeError or ValueError for what is none, which float() might take."""
+    if type(value) is float and value == value:  # the fast way, for most
+        return value
+    if isinstance(value, bool | np.bool_) or not isinstance(value, float | int | np.number):
+        raise TypeError(f"{op}: {name} must be a number or a tensor, got {value!r}; pass {name}=1.0, for example")
+    if value != value:
+        raise ValueError(f"{op}: {name} must be a number, got {value}; pass {name}=1.0, for example")
+    return float(value)
 
 
 def noise_place(
@@ -53,6 +67,9 @@ def noise_place(
 
     Raises TypeError or ValueError for tensors that are not.
     """
+    for name, value, most in (("seed", seed, 2**63 - 1), ("step", step, 2**INDEX_BITS - 1)):
+        if isinstance(value, int) and not 0 <= value <= most:
+            raise ValueError(f"{op}: {name} must lie in [0, {most}], got {value}; pass {name}=0, for example")
     place = {
         "chain_ids": torch.arange(chains, device=device) if chain_ids is None else chain_ids,
         "seed": torch.as_tensor(seed, device=device),

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from patterning_fast import _C
+from patterning_fast.arguments import explained
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor
 from patterning_fast.ops.cuda import kernels, launch
@@ -70,6 +71,7 @@ library.register(
 )
 
 
+@explained
 def comoments_update(
     losses: Tensor,
     observables: Tensor,
@@ -139,6 +141,7 @@ def checked(
     )
 
 
+@explained
 def loss_comoments_update(
     losses: Tensor, loss_shift: Tensor, groups: Tensor, count: Tensor, loss_sum: Tensor, loss_square: Tensor
 ) -> None:

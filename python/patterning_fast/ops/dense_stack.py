@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NotRequired, TypedDict, Unpack
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from patterning_fast import _C
+from patterning_fast.arguments import Count, Seed, Whole, checked, explained
+from patterning_fast.domains import Within
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, chain_numbers, check_same_device, check_tensor, noise_place
 from patterning_fast.ops.comoments_update import GROUPS
@@ -29,11 +31,11 @@ from patterning_fast.ops.sparse_features import SparseFeatures
 class DenseLayer(NamedTuple):
     """a ↦ activation(W a + b)."""
 
-    inputs: int
-    outputs: int
-    weight: int
+    inputs: Count
+    outputs: Count
+    weight: Whole
     """First of W's numbers among the model's parameters: W is `[outputs, inputs]`."""
-    bias: int = -1
+    bias: Annotated[int, Within(least=-1)] = -1
     """First of b's numbers; −1 for no bias."""
     transposed: bool = False
     """W is stored as `[inputs, outputs]`, e.g. because another layer uses it as it is."""
@@ -42,6 +44,7 @@ class DenseLayer(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class DenseStack:
     """A model and samples for it, as kernels take them. Raises TypeError or ValueError where parts do not fit.
 
@@ -125,7 +128,7 @@ class DenseStack:
             self.weights, presence, len(self.inputs), seed,
         )  # fmt: skip
 
-    def check_rows(self, op: str, row_starts: Tensor, total: int) -> None:
+    def check_rows(self, op: str, row_starts: Tensor, total: Whole) -> None:
         """Raise ValueError unless rows of `total` numbers follow one another, each as long as what it holds.
 
         On a GPU that cannot be told without a wait, and kernels leave bad rows alone.
@@ -248,6 +251,7 @@ library.register(
 )
 
 
+@explained
 def dense_losses(stack: DenseStack, rows: Tensor, row_starts: Tensor, losses: Tensor) -> None:
     """Write the loss of every sample on every chain into `losses`, float32 `[chains, samples]`, rows of any stride.
 
@@ -275,13 +279,13 @@ class Steps(TypedDict):
     lr: float | Tensor
     n_beta: float | Tensor
     localization: float | Tensor
-    seed: int | Tensor
-    step: int | Tensor
+    seed: Seed | Tensor
+    step: Whole | Tensor
     """Number of the first step."""
     replicas: Tensor
     """int64 `[chains]`; chains of one replica see the same minibatches."""
-    batch_size: int
-    steps: int
+    batch_size: Count
+    steps: Whole
     noise_scale: NotRequired[float | Tensor]
     chain_ids: NotRequired[Tensor | None]
     rule: NotRequired[RMSProp | SGHMC | SGNHT | None]
@@ -289,6 +293,7 @@ class Steps(TypedDict):
     """Steps are `per_sample_langevin_step`'s, of SGLD without a rule; 2 samples or more."""
 
 
+@explained
 def dense_steps(stack: DenseStack, params: Tensor, grads: Tensor, center: Tensor, **steps: Unpack[Steps]) -> None:
     """`steps` steps of every chain in place, each on a minibatch of its own; chains of lr 0 stay as they are.
 
@@ -365,6 +370,7 @@ class Draws(TypedDict):
     """float32 `[draws, chains, tracked]`, written where it is given; NaN from where a chain has stopped."""
 
 
+@explained
 def dense_draws(
     stack: DenseStack,
     evaluated: DenseStack,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from patterning_fast import _C
+from patterning_fast.arguments import Seed, Whole, explained
+from patterning_fast.domains import Within
 from patterning_fast.ops import library
 from patterning_fast.ops.comoments_update import SCHEMA as COMOMENTS_SCHEMA
 from patterning_fast.ops.comoments_update import checked as checked_comoments
@@ -44,6 +48,7 @@ library.register(
 )
 
 
+@explained
 def fused_draw(
     params: Tensor,
     grads: Tensor,
@@ -62,12 +67,12 @@ def fused_draw(
     lr: float | Tensor,
     n_beta: float | Tensor,
     localization: float | Tensor,
-    seed: int | Tensor,
-    step: int | Tensor,
+    seed: Seed | Tensor,
+    step: Whole | Tensor,
     noise_scale: float | Tensor = 1.0,
     chain_ids: Tensor | None = None,
     sample_weights: Tensor | None = None,
-    sampled_fraction: float = 0.0,
+    sampled_fraction: Annotated[float, Within(least=0, most=1)] = 0.0,
 ) -> Tensor:
     """Add the losses and observables of where the chains are to the totals, and move the chains on.
 

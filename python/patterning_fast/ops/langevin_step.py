@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
 from patterning_fast import _C
+from patterning_fast.arguments import NonNegative, Positive, Seed, Share, Whole, checked, explained
+from patterning_fast.domains import Within
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, chain_numbers, check_same_device, check_tensor, noise_place
 from patterning_fast.ops.cuda import kernels, launch, workspace
@@ -22,6 +24,7 @@ STATUS = {
 
 
 @dataclass
+@checked
 class RMSProp:
     """v ← decay·v + (1 − decay)·g², lr_i = lr/(√v̂ + stability), then SGLD with lr_i.
 
@@ -31,21 +34,23 @@ class RMSProp:
 
     second_moment: Tensor
     """v, of params' shape and dtype; 0 at step 0."""
-    decay: float = 0.99
-    stability: float = 0.1
+    decay: Annotated[float, Within(least=0, below=1)] = 0.99
+    stability: Positive = 0.1
     bias_correction: bool = True
 
 
 @dataclass
+@checked
 class SGHMC:
     """p ← p − friction·p − lr·∇U + noise_scale·√(2·friction·lr)·ξ, w ← w + p. Source: Chen et al. 2014, eq. 15."""
 
     momentum: Tensor
     """p, of params' shape and dtype."""
-    friction: float = 0.1
+    friction: Share = 0.1
 
 
 @dataclass
+@checked
 class SGNHT:
     """p ← p − thermostat·lr·p − lr·∇U + noise_scale·√(2·diffusion·lr)·ξ, w ← w + lr·p, thermostat ← thermostat +
     lr·(|p|²/params − 1). Source: Ding et al. 2014, algorithm 2."""
@@ -54,7 +59,7 @@ class SGNHT:
     """p, of params' shape and dtype; standard normal at step 0."""
     thermostat: Tensor
     """float32 `[chains]`; `diffusion` at step 0."""
-    diffusion: float = 0.01
+    diffusion: NonNegative = 0.01
 
 
 class StepStatistics(NamedTuple):
@@ -124,6 +129,7 @@ library.register(
 )
 
 
+@explained
 def langevin_step(
     params: Tensor,
     grads: Tensor,
@@ -132,8 +138,8 @@ def langevin_step(
     lr: float | Tensor,
     n_beta: float | Tensor,
     localization: float | Tensor,
-    seed: int | Tensor,
-    step: int | Tensor,
+    seed: Seed | Tensor,
+    step: Whole | Tensor,
     noise_scale: float | Tensor = 1.0,
     chain_ids: Tensor | None = None,
     row_starts: Tensor | None = None,

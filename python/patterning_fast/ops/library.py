@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patterning_fast.arguments import checked
+
 LIBRARY = torch.library.Library("patterning_fast", "DEF")
 BACKENDS = ("cuda", "triton", "cpp", "reference")
 """In the order they are preferred."""
@@ -92,6 +94,7 @@ def run(op: str, *arguments: Any) -> None:
         form(*arguments)
 
 
+@checked
 class use_backend:
     """Run every op in one form, "cuda", "triton", "cpp" or "reference"; None for the fastest on each device.
 

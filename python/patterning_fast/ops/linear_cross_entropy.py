@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from patterning_fast import _C
+from patterning_fast.arguments import explained
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_same_device, check_tensor
 from patterning_fast.ops.cuda import kernels, launch, workspace
@@ -61,6 +62,7 @@ library.register(
 )
 
 
+@explained
 def linear_cross_entropy(
     hidden: Tensor,
     unembedding: Tensor,
@@ -98,6 +100,7 @@ def linear_cross_entropy(
     return losses
 
 
+@explained
 def weighted_linear_cross_entropy(
     hidden: Tensor,
     unembedding: Tensor,

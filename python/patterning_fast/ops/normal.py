@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from patterning_fast import _C
+from patterning_fast.arguments import Seed, Whole, explained
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor, noise_place
 from patterning_fast.ops.cuda import kernels, launch
@@ -34,7 +35,8 @@ library.register(
 )
 
 
-def normal_(out: Tensor, *, seed: int | Tensor, step: int | Tensor, chain_ids: Tensor | None = None) -> Tensor:
+@explained
+def normal_(out: Tensor, *, seed: Seed | Tensor, step: Whole | Tensor, chain_ids: Tensor | None = None) -> Tensor:
     """Fill `out` with the standard normals that `langevin_step` adds at (seed, chain id, step); returns `out`.
 
     Philox4x32-10 words (Salmon et al. 2011), in pairs to normals by Box-Muller.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from patterning_fast import _C
+from patterning_fast.arguments import Seed, Whole, explained
+from patterning_fast.domains import Within
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import (
     address,
@@ -69,6 +73,7 @@ library.register(
 )
 
 
+@explained
 def per_sample_langevin_step(
     params: Tensor,
     grads: Tensor,
@@ -77,12 +82,12 @@ def per_sample_langevin_step(
     lr: float | Tensor,
     n_beta: float | Tensor,
     localization: float | Tensor,
-    seed: int | Tensor,
-    step: int | Tensor,
+    seed: Seed | Tensor,
+    step: Whole | Tensor,
     noise_scale: float | Tensor = 1.0,
     chain_ids: Tensor | None = None,
     sample_weights: Tensor | None = None,
-    sampled_fraction: float = 0.0,
+    sampled_fraction: Annotated[float, Within(least=0, most=1)] = 0.0,
 ) -> Tensor:
     """One SGLD step in place that injects only the noise which the minibatch has not: max(0, lr − c) for lr.
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from patterning_fast import _C
+from patterning_fast.arguments import explained
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor
 from patterning_fast.ops.reference import rotary_attention as reference
@@ -45,6 +46,7 @@ library.register(
 )
 
 
+@explained
 def rotary_attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Σ softmax(q·k/√head_width)·v over earlier positions, q and k turned by rotary angles (arXiv:2104.09864).
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from patterning_fast.arguments import Seed, checked
+from patterning_fast.domains import Within
 from patterning_fast.ops.reference.sparse_features import sparse_features
 
 MOST_SAMPLES = 2**31
@@ -14,6 +17,7 @@ MOST_SAMPLES = 2**31
 
 
 @dataclass(frozen=True, eq=False)
+@checked
 class SparseFeatures:
     """Samples `[samples, features]`, features uniform in [0, 1) with a probability, and else 0 (Elhage et al. 2022).
 
@@ -22,14 +26,12 @@ class SparseFeatures:
     Raises ValueError for probabilities outside (0, 1], or not from 1 to 2³¹ samples.
     """
 
-    samples: int
+    samples: Annotated[int, Within(least=1, most=MOST_SAMPLES)]
     presence: Tensor
     """float32 `[features]`: the probability of each feature."""
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.samples <= MOST_SAMPLES:
-            raise ValueError(f"samples must lie between 1 and 2**31, got {self.samples}")
         if self.presence.dim() != 1 or self.presence.dtype != torch.float32 or not self.presence.numel():
             raise ValueError(
                 f"presence must be float32 [features], got {self.presence.dtype} {list(self.presence.shape)}"

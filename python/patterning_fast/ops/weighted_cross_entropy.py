@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from patterning_fast import _C
+from patterning_fast.arguments import explained
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_dimensions, check_same_device, check_tensor
 from patterning_fast.ops.cuda import kernels, launch
@@ -48,6 +49,7 @@ library.register(
 )
 
 
+@explained
 def weighted_cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor | None = None, *, ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:

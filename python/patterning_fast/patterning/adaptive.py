@@ -9,13 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from patterning_fast.arguments import Count, Estimate, KeywordsOf, NonNegative, Positive, Whole, checked
+from patterning_fast.callbacks import calling, returned
+from patterning_fast.domains import Holds, NotZero
 from patterning_fast.engine.checkpoint import checkpoint_folder, discard
 from patterning_fast.engine.identity import Identity, described
 from patterning_fast.engine.sample import sample
@@ -44,6 +47,7 @@ REFUSALS = 3
 
 
 @dataclass(frozen=True)
+@checked
 class PosteriorSampling:
     """How μ and χ of a model in training are estimated: `sample` around its parameters, on the data it is trained on.
 
@@ -51,8 +55,8 @@ class PosteriorSampling:
     """
 
     sampler: Sampler
-    n_beta: float
-    localization: float
+    n_beta: NonNegative
+    localization: NonNegative
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of `sample`: components, chains, draws, ..."""
 
@@ -68,17 +72,19 @@ class PosteriorSampling:
 
 
 @dataclass(frozen=True)
+@checked
 class AdaptiveRun:
     """What became of training towards a trajectory."""
 
     decisions: xr.Dataset
     """A row for every decision and a last one for the end, see `train_towards`."""
-    history: list[dict[str, float]]
+    history: list[dict[str, Estimate]]
     """The rows of metrics that `train` returns."""
     weights: xr.DataArray | None
     """ρ of the last decision; None for all 1."""
 
 
+@checked
 @plain_torch()
 def train_towards(
     model: nn.Module,
@@ -86,15 +92,15 @@ def train_towards(
     loss: Loss,
     trajectory: Trajectory,
     *,
-    replan: int | Sequence[int],
+    replan: Count | Annotated[Sequence[Whole], Holds(1)],
     estimate: PosteriorSampling | Callable[[nn.Module], Estimates],
-    strength: float,
-    gain: float = 1.0,
-    hold: float = 1.0,
+    strength: Positive,
+    gain: Positive = 1.0,
+    hold: Annotated[float, NotZero()] = 1.0,
     coordinate: str = "mu",
     inversion: Mapping[str, Any] | None = None,
-    steps: int,
-    **training: Any,
+    steps: Count,
+    **training: Annotated[Any, KeywordsOf(train)],
 ) -> AdaptiveRun:
     """Train `model` in place, on weights planned to lead structural coordinates μ_C = E_C[φ] along a trajectory.
 
@@ -215,11 +221,6 @@ class Controller:
 
     def check(self, model: nn.Module) -> None:
         """Raise ValueError or TypeError for what cannot work, as far as it can be told without an estimate."""
-        for name, value in (("strength", self.strength), ("gain", self.gain)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be a finite number > 0, got {value}")
-        if not math.isfinite(self.hold) or self.hold == 0:
-            raise ValueError(f"hold must be a finite number, not 0, got {self.hold}")
         if taken := sorted({"chi", "target", "strength"} & self.inversion.keys()):
             raise ValueError(f"inversion must leave {' and '.join(taken)} to train_towards, which has its own")
         inspect.signature(invert).bind_partial(**self.inversion)
@@ -293,7 +294,9 @@ class Controller:
     def estimates(self, step: int, model: nn.Module) -> Estimates:
         """μ and χ around the current parameters; sampling goes on from where it was interrupted."""
         if not isinstance(self.estimate, PosteriorSampling):
-            return self.estimate(model)
+            with calling("train_towards: estimate", "take the model and return two datasets"):
+                estimated = self.estimate(model)
+            return returned("train_towards: estimate", estimated, Estimates)
         arguments = dict(self.estimate.arguments)
         arguments["seed"] = arguments.get("seed", 0) + len(self.record)
         folder = self.folder and self.folder / SAMPLING / str(step)
@@ -446,7 +449,9 @@ def target_table(trajectory: Trajectory, times: list[int]) -> dict[int, dict[str
             time: {name: float(np.interp(time, at, [each[name] for each in knots.values()])) for name in names}
             for time in times
         }
-    found = {time: dict(trajectory(time)) for time in times}
+    with calling("train_towards: trajectory", "take a step and return {component: value}"):
+        targets = {time: trajectory(time) for time in times}
+    found = {time: dict(returned("train_towards: trajectory", targets[time], Mapping[str, Estimate])) for time in times}
     check_targets(found)
     names = list(found[times[0]])
     return {time: {name: float(each[name]) for name in names} for time, each in found.items()}

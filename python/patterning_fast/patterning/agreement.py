@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,12 +94,8 @@ def radius(strengths: np.ndarray, verdicts: np.ndarray) -> float:
     return largest
 
 
-def check_comparison(plan: Plan, n_beta: float, fractions: Sequence[float], tolerance: float) -> list[float]:
+def check_comparison(plan: Plan, n_beta: float, fractions: Sequence[float]) -> list[float]:
     """The fractions in ascending order; raises ValueError for what cannot be compared."""
-    if not fractions or not all(math.isfinite(each) and each > 0 for each in fractions):
-        raise ValueError(f"fractions must be finite numbers > 0, at least one, got {tuple(fractions)}")
-    if not (math.isfinite(tolerance) and tolerance > 0):
-        raise ValueError(f"tolerance must be a finite number > 0, got {tolerance}")
     if plan.attrs["n_beta"] != n_beta:
         raise ValueError(f"the plan was made at n_beta {plan.attrs['n_beta']}, the posterior has {n_beta}")
     return sorted(set(fractions))

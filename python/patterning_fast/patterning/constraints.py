@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import scipy.sparse.linalg
 
+from patterning_fast.arguments import Positive, Share, checked
+from patterning_fast.domains import Within
 from patterning_fast.patterning.response import Response, dot
 
 TOLERANCE = 1e-8
@@ -21,23 +24,16 @@ SMALLEST_SHARE = 0.01
 
 
 @dataclass(frozen=True)
+@checked
 class Constraints:
     """What weights ρ must keep to, beside mean 1 and what `negative_weights` says. None leaves it free."""
 
-    cap: float | None = None
+    cap: Annotated[float, Within(above=1)] | None = None
     """Largest weight, > 1."""
-    reweighted: float | None = None
+    reweighted: Share | None = None
     """Largest share of the data whose weight may differ from 1: those that the free plan changes most."""
-    kl: float | None = None
+    kl: Positive | None = None
     """Largest divergence Σ ρ·log ρ / n [nats] from the base mixture. Weights are then exp(...), nearest in KL."""
-
-    def __post_init__(self) -> None:
-        if self.cap is not None and not (math.isfinite(self.cap) and self.cap > 1):
-            raise ValueError(f"cap must be a finite number > 1, the mean weight, got {self.cap}")
-        if self.reweighted is not None and not 0 < self.reweighted <= 1:
-            raise ValueError(f"reweighted must be a share of the data, in (0, 1], got {self.reweighted}")
-        if self.kl is not None and not (math.isfinite(self.kl) and self.kl > 0):
-            raise ValueError(f"kl must be a finite number of nats > 0, got {self.kl}")
 
 
 @dataclass(frozen=True)

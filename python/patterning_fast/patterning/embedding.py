@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import Count, checked
+from patterning_fast.domains import Within
 from patterning_fast.patterning.modes import Modes
 
+UmapSeed = Annotated[int, Within(least=0, most=2**32 - 1)]
 
-def embed_data(modes: Modes, *, neighbours: int = 15, dimensions: int = 2, seed: int = 0) -> xr.DataArray:
+
+@checked
+def embed_data(
+    modes: Modes, *, neighbours: Annotated[int, Within(least=2)] = 15, dimensions: Count = 2, seed: UmapSeed = 0
+) -> xr.DataArray:
     """Points `[token or sample, axis]` of which those are near whose projections on the modes are alike.
 
     Projections are loadings times singular values. Give modes above the floor, `modes[:3]`: others are noise that every

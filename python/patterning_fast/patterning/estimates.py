@@ -69,6 +69,21 @@ class Estimates:
         return np.nanstd(by_group, axis=1, ddof=1) / np.sqrt(healthy)
 
 
+def check_chi(chi: xr.Dataset) -> None:
+    """Raise ValueError unless χ, its error and its values by group lie as in `susceptibilities()`."""
+    missing = {"chi", "chi_error", "chi_group"} - set(chi.data_vars)
+    if missing:
+        raise ValueError(f"expected the dataset that susceptibilities() returns; {sorted(missing)} are missing")
+    dims = chi["chi"].dims
+    if len(dims) != 2 or dims[0] != "component" or chi["chi_group"].dims != ("component", "group", dims[1]):
+        raise ValueError(
+            f"χ must have dimensions (component, data) and chi_group (component, group, data), got {dims} and "
+            f"{chi['chi_group'].dims}; put them back with transpose('component', 'group', ...)"
+        )
+    if not chi["chi"].size:
+        raise ValueError(f"χ must be of at least one component and one datum, got shape {list(chi['chi'].shape)}")
+
+
 def by_datum(chi: xr.Dataset) -> Estimates:
     """The estimates as they are, each datum, or group that `aggregate` made, with a weight of its own."""
     counts = chi["count"].values.astype(np.float64) if "count" in chi.coords else np.ones(chi["chi"].shape[1])

@@ -8,19 +8,22 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from patterning_fast.arguments import Count, Whole, checked
+from patterning_fast.callbacks import calling, returned
 from patterning_fast.patterning.modes import Mode
 
 Texts = Sequence[Any] | np.ndarray | Tensor
 """Samples by index: strings, or token ids, or strings of tokens."""
 
 
+@checked
 def extreme_data(
     mode: Mode,
     texts: Texts | Mapping[str, Texts],
     decode: Callable[[Any], str] = "".join,
     *,
-    count: int = 8,
-    context: int = 64,
+    count: Count = 8,
+    context: Whole = 64,
 ) -> list[dict[str, Any]]:
     """The `count` data a mode loads on most, and the `count` it loads on least, as rows of a table.
 
@@ -35,8 +38,6 @@ def extreme_data(
     so far and the token, or the sample's text. Raises ValueError for a count that is not positive, and for texts that
     lack a probe, sample or token the mode is about.
     """
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
     loadings = mode.data.values
     order = loadings.argsort()
     chosen = [*order[::-1][:count], *order[:count]]
@@ -53,10 +54,10 @@ def extreme_data(
                     "give the samples χ was estimated on"
                 )
             row["position"] = at - 1
-            row["text so far"] = visible(decode(text[max(0, at - context) : at]))
-            row["token"] = visible(decode(text[at : at + 1]))
+            row["text so far"] = visible(decoded(decode, text[max(0, at - context) : at]))
+            row["token"] = visible(decoded(decode, text[at : at + 1]))
         else:
-            row["text"] = visible(decode(text))
+            row["text"] = visible(decoded(decode, text))
         rows.append(row)
     return rows
 
@@ -67,12 +68,20 @@ def text_of(texts: Texts | Mapping[str, Texts], probe: str, sample: int) -> Any:
         if probe not in texts:
             raise ValueError(f"the mode is about probe {probe!r}, and there are texts of {sorted(texts)} only")
         texts = texts[probe]
+    if isinstance(texts, np.ndarray | Tensor) and not texts.ndim:
+        raise ValueError("texts must be samples along the first dimension, got a single number; pass a list of them")
     if sample >= len(texts):
         raise ValueError(
             f"the mode is about sample {sample} of probe {probe!r}, and there are {len(texts)} texts: "
             "give the samples χ was estimated on"
         )
     return texts[sample]
+
+
+def decoded(decode: Callable[[Any], str], text: Any) -> str:
+    """The text of a sample or of a part of it."""
+    with calling("extreme_data: decode", "make a string of a sample, or of a slice of it"):
+        return returned("extreme_data: decode", decode(text), str)
 
 
 def visible(text: str) -> str:

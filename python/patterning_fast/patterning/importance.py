@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import Positive, checked
+from patterning_fast.domains import Holds
 from patterning_fast.engine.trace_checksums import load_traces
 from patterning_fast.patterning.agreement import agreement, check_comparison, predicted_names
 from patterning_fast.patterning.plan import Plan
@@ -19,8 +22,13 @@ LEAST_SHARE = 0.1
 """Effective share of the draws below which a few of them decide."""
 
 
+@checked
 def importance_check(
-    plan: Plan, traces: str | Path, *, fractions: Sequence[float] = (0.25, 0.5, 1.0), tolerance: float = 0.25
+    plan: Plan,
+    traces: str | Path,
+    *,
+    fractions: Annotated[Sequence[Positive], Holds(1)] = (0.25, 0.5, 1.0),
+    tolerance: Positive = 0.25,
 ) -> xr.Dataset:
     """What `verify` returns, without sampling: from the traces of a run, its draws weighted by importance.
 
@@ -42,7 +50,7 @@ def importance_check(
     if plan.attrs["observable"] != PHI:
         raise ValueError(f"traces hold phi, and the plan is of {plan.attrs['observable']!r}: use verify")
     with load_traces(traces) as tree:
-        fractions = check_comparison(plan, float(tree.attrs["n_beta"]), fractions, tolerance)
+        fractions = check_comparison(plan, float(tree.attrs["n_beta"]), fractions)
         losses, change = tracked_losses(plan, tree)
         traced_phi = tree["/chains"].to_dataset()["phi"]
         names = predicted_names(plan, traced_phi["component"].values.tolist())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import Positive, checked
+from patterning_fast.domains import Mend
 from patterning_fast.patterning.constraints import Constraints, constrained
-from patterning_fast.patterning.estimates import Estimates, by_datum, by_unit
+from patterning_fast.patterning.estimates import Estimates, by_datum, by_unit, check_chi
 from patterning_fast.patterning.modes import Mode
 from patterning_fast.patterning.plan import Plan, predictions, report
 from patterning_fast.patterning.regularization import Regularization, spectrum
@@ -32,11 +34,12 @@ from patterning_fast.posterior.observables import PHI
 NegativeWeights = Literal["allow", "clip", "project"]
 
 
+@checked
 def invert(
     chi: xr.Dataset,
     target: Target,
     *,
-    strength: float | None = None,
+    strength: Annotated[Positive | None, Mend("reverse a mode with -mode")] = None,
     negative_weights: NegativeWeights = "project",
     regularization: Regularization = "wiener",
     constraints: Constraints | None = None,
@@ -74,7 +77,7 @@ def invert(
         ValueError: unknown components, a target that is zero, a strength that is not positive, or missing with a
             direction or function; χ with missing values; constraints that contradict `negative_weights`.
     """
-    check_arguments(chi, target, strength, negative_weights, regularization, constraints)
+    check_arguments(chi, target, strength, negative_weights, constraints)
     estimates, codes = (by_datum(chi), None) if unit is None else by_unit(chi, unit)
     names = [str(name) for name in chi["component"].values]
     response = response_of(estimates.chi, estimates.counts, float(chi.attrs["n_beta"]))
@@ -84,6 +87,8 @@ def invert(
         aim = towards_components(target_vector(target, names), response, found, names)
     elif isinstance(target, Mode | xr.DataArray):
         data = target.data if isinstance(target, Mode) else target
+        if data.ndim != 1:
+            raise ValueError(f"the target must be one direction over the data, got dimensions {data.dims}; select one")
         check_same_data(chi["chi"], data, "the target and χ")
         aim = towards_direction(means(data.values.astype(np.float64), codes, estimates), estimates.counts)
     else:
@@ -162,21 +167,12 @@ def check_arguments(
     target: Target,
     strength: float | None,
     negative_weights: NegativeWeights,
-    regularization: Regularization,
     constraints: Constraints | None,
 ) -> None:
     """Raise ValueError or TypeError for arguments that are wrong whatever χ says."""
-    missing = {"chi", "chi_error", "chi_group"} - set(chi.data_vars)
-    if missing:
-        raise ValueError(f"expected the dataset that susceptibilities() returns; {sorted(missing)} are missing")
-    if negative_weights not in get_args(NegativeWeights):
-        raise ValueError(f"negative_weights must be one of {get_args(NegativeWeights)}, got {negative_weights!r}")
-    if regularization not in get_args(Regularization):
-        raise ValueError(f"regularization must be one of {get_args(Regularization)}, got {regularization!r}")
-    if strength is not None and not (math.isfinite(strength) and strength > 0):
-        raise ValueError(f"strength must be a finite number > 0, got {strength}; reverse a mode with -mode")
-    if not (isinstance(target, Mapping | Mode | xr.DataArray) or callable(target)):
-        raise TypeError(f"a target is a mapping, a mode, an array over data or a function, got {type(target).__name__}")
+    check_chi(chi)
+    if "n_beta" not in chi.attrs:
+        raise ValueError("χ lacks attrs['n_beta'], the posterior's; keep it with xr.set_options(keep_attrs=True)")
     if not isinstance(target, Mapping) and strength is None:
         what = {Mode: "a mode is only a direction", xr.DataArray: "an array over data is only a direction"}
         raise ValueError(f"{what.get(type(target), 'a function sets no bound')}: say how far to go with strength=")

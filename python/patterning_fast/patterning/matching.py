@@ -8,6 +8,7 @@ from scipy.linalg import cholesky, solve_triangular, svdvals
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import beta, ortho_group, wishart
 
+from patterning_fast.arguments import Seed, checked
 from patterning_fast.patterning.modes import Modes
 
 DRAWS = 1000
@@ -17,7 +18,8 @@ CHANCE = 0.95
 """Quantile of what they reach."""
 
 
-def match_modes(modes: Modes, others: Modes, *, seed: int = 0) -> xr.Dataset:
+@checked
+def match_modes(modes: Modes, others: Modes, *, seed: Seed = 0) -> xr.Dataset:
     """Deal the modes of two estimates on the same data to each other, by the |cosines| of their loadings on data.
 
     The assignment has the largest sum of |cosines| (Hungarian algorithm; scipy's `linear_sum_assignment`). Modes that

@@ -8,19 +8,22 @@ from typing import overload
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import Count, Estimate, Seed, checked
+from patterning_fast.patterning.estimates import check_chi
 from patterning_fast.patterning.noise import BLOCK_BYTES, InnerProducts, inner_products
 from patterning_fast.patterning.spectrum import Spectrum, ratio
 from patterning_fast.patterning.stability import QUANTILES, stability
 
 
 @dataclass(frozen=True)
+@checked
 class Mode:
     """One mode: unit loadings on components and on data, and its singular value. `-mode` points the other way."""
 
     components: xr.DataArray
     data: xr.DataArray
-    singular_value: float
-    singular_value_error: float
+    singular_value: Estimate
+    singular_value_error: Estimate
     above_floor: bool
     """Whether its singular value is more than that of noise alone."""
 
@@ -29,6 +32,7 @@ class Mode:
 
 
 @dataclass(frozen=True)
+@checked
 class Modes:
     """The modes of a susceptibility matrix, the strongest first.
 
@@ -59,9 +63,9 @@ class Modes:
 
 def check_matrix(chi: xr.Dataset) -> None:
     """Raise ValueError unless χ and its error are there and finite."""
-    missing = {"chi", "chi_error", "chi_group"} - set(chi.data_vars)
-    if missing:
-        raise ValueError(f"expected the dataset that susceptibilities() returns; {sorted(missing)} are missing")
+    check_chi(chi)
+    if chi.sizes["component"] < 2:
+        raise ValueError("modes compare components: χ of at least two is needed")
     for name in ("chi", "chi_error"):
         values = chi[name].values
         broken = values.size - sum(int(np.isfinite(row).sum()) for row in values)
@@ -69,7 +73,8 @@ def check_matrix(chi: xr.Dataset) -> None:
             raise ValueError(f"{broken} values of {name} are not finite; drop their tokens first")
 
 
-def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: int | None = None, seed: int = 0) -> Modes:
+@checked
+def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: Count | None = None, seed: Seed = 0) -> Modes:
     """SVD of χ after z-scoring each component over data and, by `centre_data`, taking out each datum's mean.
 
     The mean over components is what they all share: with many components it drowns what sets them apart, and is taken
@@ -100,10 +105,6 @@ def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: int | None = None,
     Raises ValueError for χ that is missing, not finite, of one component, or the same for all data, and for
     components with fewer than two groups of chains.
     """
-    if chi.sizes["component"] < 2:
-        raise ValueError("modes compare components: χ of at least two is needed")
-    if keep is not None and keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
     check_matrix(chi)
     summed = inner_products(chi)
     scale = scales(summed, chi)

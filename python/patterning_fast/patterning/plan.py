@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import NonNegative, Number, checked
 from patterning_fast.patterning.constraints import relative_entropy
 from patterning_fast.patterning.estimates import Estimates
 from patterning_fast.patterning.regularization import Spectrum
@@ -16,6 +17,7 @@ from patterning_fast.patterning.response import Response
 
 
 @dataclass(frozen=True)
+@checked
 class Plan:
     """Weights ρ for data, and what they are predicted to do."""
 
@@ -29,15 +31,13 @@ class Plan:
     attrs: dict[str, Any]
     """How the plan came about: see `report`."""
 
-    def scaled(self, factor: float) -> xr.DataArray:
+    def scaled(self, factor: Number) -> xr.DataArray:
         """Weights of the same direction at `factor` times the strength."""
         return 1.0 + factor * (self.weights - 1.0)
 
-    def verified(self, strength: float) -> Plan:
+    def verified(self, strength: NonNegative) -> Plan:
         """The plan, with the largest strength at which sampling again has kept its prediction."""
-        if not (math.isfinite(strength) and strength >= 0):
-            raise ValueError(f"a verified strength must be a finite number >= 0, got {strength}")
-        return replace(self, attrs=self.attrs | {"verified_strength": float(strength)})
+        return replace(self, attrs=self.attrs | {"verified_strength": strength})
 
     @property
     def within_verified(self) -> bool | None:

@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import scipy.optimize
 import xarray as xr
 
+from patterning_fast.arguments import Number, checked
+from patterning_fast.domains import Mend
 from patterning_fast.patterning.modes import Mode
 from patterning_fast.patterning.regularization import Spectrum
 from patterning_fast.patterning.response import Response, response_of
 from patterning_fast.posterior.components import FULL
 
 Objective = Callable[[xr.DataArray], float]
-Target = Mapping[str, float] | Mode | xr.DataArray | Objective
+Target = Annotated[
+    Mapping[str, Number] | Mode | xr.DataArray | Objective,
+    Mend("pass {component: change}, a mode such as pf.modes(chi)[0], an array over the data, or a function of dmu"),
+]
 
 SHARE_ABOVE_NOISE = 0.5
 """A target must have this share of its (error-scaled) square in directions of χ that stand above the noise."""
@@ -129,6 +135,7 @@ def towards_minimum(
     return Aim(response, spectrum.rows, amounts[spectrum.kept], radius * (moves @ solved.x))
 
 
+@checked
 def between_solutions(
     favoured: xr.Dataset, other: xr.Dataset, variable: str = "contribution", component: str = FULL
 ) -> xr.DataArray:

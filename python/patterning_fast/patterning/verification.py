@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import xarray as xr
 
+from patterning_fast.arguments import KeywordsOf, Positive, checked
+from patterning_fast.domains import Holds
 from patterning_fast.engine.checkpoint import checkpoint_folder
 from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
@@ -20,16 +22,17 @@ from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.langevin import Sampler
 
 
+@checked
 @plain_torch()
 def verify(
     plan: Plan,
     posterior: LocalPosterior,
     sampler: Sampler,
     *,
-    fractions: Sequence[float] = (0.25, 0.5, 1.0),
-    tolerance: float = 0.25,
+    fractions: Annotated[Sequence[Positive], Holds(1)] = (0.25, 0.5, 1.0),
+    tolerance: Positive = 0.25,
     checkpoint: str | Path | None = None,
-    **sampling: Any,
+    **sampling: Annotated[Any, KeywordsOf(sample)],
 ) -> xr.Dataset:
     """Predicted against realised dμ `[strength, component]` when the posterior's data are weighted by the plan.
 
@@ -54,7 +57,7 @@ def verify(
     posterior with weights of its own, an observable that is not sampled, and `traces`, which are of one run;
     ChainDivergedError where all chains diverge without the plan's weights.
     """
-    fractions = check_comparison(plan, posterior.n_beta, fractions, tolerance)
+    fractions = check_comparison(plan, posterior.n_beta, fractions)
     if posterior.weights is not None:
         raise ValueError("the posterior has weights of its own: pass the one without, which χ is of")
     if "traces" in sampling:

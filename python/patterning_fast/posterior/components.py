@@ -4,24 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.arguments import Name, checked
+from patterning_fast.domains import Holds, Mend
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior import decoders
+
+Masks = Mapping[str, Tensor | None] | Iterable[str]
 
 FULL = "full"
 """The component of all parameters."""
 
 
 @dataclass(frozen=True)
+@checked
 class Component:
-    """A named set of coordinates: parameter name to the flat indices that move, or None for the whole parameter."""
+    """A named set of coordinates: parameter name to the flat indices that move, or None for the whole parameter.
 
-    name: str
-    coordinates: Mapping[str, Tensor | None]
+    Raises TypeError or ValueError unless indices are int64 `[n]`, n > 0, and rise from 0 or more.
+    """
+
+    name: Name
+    coordinates: Annotated[Mapping[str, Tensor | None], Holds(1)]
+
+    def __post_init__(self) -> None:
+        for parameter, index in self.coordinates.items():
+            if index is not None:
+                check_index(self.name, parameter, index)
 
     def size(self, parameters: Mapping[str, Tensor]) -> int:
         """Number of coordinates that move."""
@@ -30,8 +43,19 @@ class Component:
         )
 
 
+Components = Annotated[
+    Mapping[str, Component],
+    Mend(
+        "pass pf.attention_heads(model), pf.layers(model), some of them by {name: heads[name] for name in [...]}, or "
+        "{name: pf.component(model, name, parameters)}"
+    ),
+]
+"""Components by name."""
+
+
+@checked
 @plain_torch()
-def component(model: nn.Module, name: str, masks: Mapping[str, Tensor | None] | Iterable[str]) -> Component:
+def component(model: nn.Module, name: Name, masks: Masks) -> Component:
     """A component from parameter names, or from what moves of each parameter: a boolean mask of its shape, flat
     indices (int64, rising), or None for the whole.
 
@@ -40,9 +64,7 @@ def component(model: nn.Module, name: str, masks: Mapping[str, Tensor | None] | 
     return component_of(dict(model.named_parameters()), name, masks)
 
 
-def component_of(
-    parameters: Mapping[str, Tensor], name: str, masks: Mapping[str, Tensor | None] | Iterable[str]
-) -> Component:
+def component_of(parameters: Mapping[str, Tensor], name: str, masks: Masks) -> Component:
     """`component` for a model with these parameters, which many components then need not look up again."""
     wanted = dict(masks) if isinstance(masks, Mapping) else dict.fromkeys(masks)
     coordinates: dict[str, Tensor | None] = {}
@@ -72,12 +94,33 @@ def flat_index(component: str, parameter: str, mask: Tensor, shape: torch.Size) 
             f"got {mask.dtype} of shape {list(mask.shape)}; flat indices in its place must be int64 of shape [n]"
         )
     index = mask.cpu()
-    bounded = np.concatenate(([-1], index.numpy(), [shape.numel()]))
-    if not (np.diff(bounded) > 0).all():
-        raise ValueError(
-            f"component {component!r}: the indices of {parameter!r} must rise, each in [0, {shape.numel()}) and once"
-        )
+    if index.numel():
+        check_index(component, parameter, index)
+        if int(index[-1]) >= shape.numel():
+            raise ValueError(
+                f"component {component!r}: the indices of {parameter!r} must be below {shape.numel()}, its size, "
+                f"got {int(index[-1])}; was it built for another model?"
+            )
     return index
+
+
+def check_index(component: str, parameter: str, index: Tensor) -> None:
+    """Raise TypeError or ValueError unless flat indices are int64 `[n]`, n > 0, on the CPU, and rise from 0 or more."""
+    of = f"component {component!r}: the indices of {parameter!r}"
+    if index.dtype != torch.int64 or index.device.type != "cpu":
+        raise TypeError(
+            f"{of} must be int64 on the CPU, got {index.dtype} on {index.device}; pass indices.long().cpu(), "
+            "or a boolean mask to pf.component"
+        )
+    if index.dim() != 1 or not index.numel():
+        raise ValueError(
+            f"{of} must have shape [n] with n > 0, got {list(index.shape)}; leave the parameter out if nothing moves"
+        )
+    if int(index[0]) < 0 or not bool((index[1:] > index[:-1]).all()):
+        raise ValueError(
+            f"{of} must rise, each once and none below 0, got values from {int(index.min())} to {int(index.max())} "
+            "out of order or repeated; pass indices.unique()"
+        )
 
 
 def may_move(model: nn.Module) -> dict[str, Tensor]:
@@ -86,6 +129,7 @@ def may_move(model: nn.Module) -> dict[str, Tensor]:
     return {name: each for name, each in parameters.items() if each.requires_grad} or parameters
 
 
+@checked
 @plain_torch()
 def layers(model: nn.Module) -> dict[str, Component]:
     """One component for each element of each `nn.ModuleList` or `nn.Sequential` in `model` that has parameters.
@@ -112,6 +156,7 @@ def layers(model: nn.Module) -> dict[str, Component]:
     return found
 
 
+@checked
 @plain_torch()
 def attention_heads(model: nn.Module) -> dict[str, Component]:
     """One component for each attention head, by name ("l0h1": layer 0, head 1).
@@ -167,10 +212,10 @@ def resolve_components(
                     f"component {name!r} moves the parameter {parameter!r}, which has requires_grad=False: leave it "
                     "out, or call requires_grad_() on it before LocalPosterior(model, ...)"
                 )
-            if index is not None and int(index.max()) >= parameters[parameter].numel():
+            if index is not None and int(index[-1]) >= parameters[parameter].numel():
                 raise ValueError(
-                    f"component {name!r} moves coordinate {int(index.max())} of {parameter!r}, which has only "
+                    f"component {name!r} moves coordinate {int(index[-1])} of {parameter!r}, which has only "
                     f"{parameters[parameter].numel()}: was the component built for another model?"
                 )
-        resolved.append(Component(name, each.coordinates))
+        resolved.append(each if each.name == name else Component(name, each.coordinates))
     return [*resolved, component_of(parameters, FULL, moving)]

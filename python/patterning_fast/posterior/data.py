@@ -8,6 +8,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.callbacks import calling
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.plain_torch import without_inference
 from patterning_fast.posterior.losses import Batch, Data, Loss
@@ -51,8 +52,17 @@ def check_data(name: str, data: Data, model: nn.Module) -> None:
 
 
 def sample_count(data: Data) -> int:
-    """Number of samples."""
-    return len(data[0] if isinstance(data, tuple) else data)
+    """Number of samples; raises ValueError for data that are no samples."""
+    first = data[0] if isinstance(data, tuple) and data else data
+    if isinstance(first, tuple) or (isinstance(first, Tensor) and not first.dim()):
+        raise ValueError("data must be samples along the first dimension, got none; pass at least one, e.g. data[None]")
+    return len(first)
+
+
+def bytes_each(data: Data) -> int:
+    """Bytes of a sample."""
+    one = take(data, slice(0, 1))
+    return sum(each.numel() * each.element_size() for each in (one if isinstance(one, tuple) else (one,)))
 
 
 def take(data: Data, which: Tensor | slice) -> Batch:
@@ -105,7 +115,8 @@ def evaluated(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
     Raises TypeError where they are no tensor, ValueError where that copy is changed.
     """
     given = parts_mapped(torch.clone, batch)
-    losses = loss(model, given)
+    with calling("the loss", "take the model and samples such as these"):
+        losses = loss(model, given)
     if not isinstance(losses, Tensor):
         raise TypeError(
             f"the loss returned {type(losses).__name__}; it must return a tensor of one loss a sample [batch] or per "

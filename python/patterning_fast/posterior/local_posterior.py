@@ -9,6 +9,8 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
+from patterning_fast.arguments import NonNegative, checked
+from patterning_fast.domains import made_by
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
 from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
@@ -16,6 +18,8 @@ from patterning_fast.posterior.probing import Probe, few_samples
 from patterning_fast.posterior.weights import weights_for
 
 
+@checked
+@made_by("make one with pf.LocalPosterior(model, loss, data, n_beta=..., localization=...)")
 class LocalPosterior:
     """p(w) ∝ exp(−n_beta·L_ρ(w) − (localization/2)·|w − w*|²) around the weights w* that `model` has now.
 
@@ -44,21 +48,18 @@ class LocalPosterior:
         loss: Loss,
         data: Data,
         *,
-        n_beta: float,
-        localization: float,
+        n_beta: NonNegative,
+        localization: NonNegative,
         weights: Tensor | xr.DataArray | None = None,
         random_loss: bool = False,
     ) -> None:
-        for name, value in (("n_beta", n_beta), ("localization", localization)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be a finite number ≥ 0, got {value}")
         if n_beta == 0 and localization == 0:
             raise ValueError("n_beta and localization are both 0: nothing would hold the chains; set one of them > 0")
         check_parameters(model)
         check_data("data", data, model)
         device = next(model.parameters()).device
         self.data = to_device(data, str(device))
-        self.n_beta, self.localization = float(n_beta), float(localization)
+        self.n_beta, self.localization = n_beta, localization
         self.moving = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         """Names of the parameters that may move."""
         self.model = copy.deepcopy(model).eval().requires_grad_(False)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patterning_fast import ops
+from patterning_fast.arguments import explained
+from patterning_fast.domains import Holds, Mend
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior.decoders import LogitFactors, logit_factors
 
@@ -20,7 +23,11 @@ Data = Tensor | SparseFeatures | tuple[Tensor | SparseFeatures, ...]
 
 Loss = Callable[[nn.Module, Batch], Tensor]
 
+Probes = Annotated[Mapping[str, Data], Mend("name each set of samples: probes={'name': samples}"), Holds(1)]
+"""Samples by name, whose losses are tracked."""
 
+
+@explained
 def next_token(model: nn.Module, batch: Batch) -> Tensor:
     """Cross entropy of each next token: tokens `[batch, T + 1]` to `[batch, T]`.
 
@@ -68,18 +75,21 @@ def flat_factors(model: nn.Module, tokens: Tensor) -> LogitFactors | None:
     )
 
 
+@explained
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Cross entropy of class logits: `(x, classes [batch])` to `[batch]`."""
     x, classes = batch
     return F.cross_entropy(model(x), classes, reduction="none")
 
 
+@explained
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     """½|model(x) − y|² of each sample: `(x, y)` to `[batch]`."""
     x, y = batch
     return 0.5 * (model(x) - y).square().flatten(1).sum(1)
 
 
+@explained
 def weighted_mean(loss: Loss, model: nn.Module, batch: Batch, weights: Tensor | None) -> Tensor:
     """Mean of ρ·l over a batch, a 0-d tensor to differentiate; `weights` ρ are shaped as the losses, None for all 1."""
     tokens, labels = inputs_and_labels(batch) if loss is next_token else (None, None)

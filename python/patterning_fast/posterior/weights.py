@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from patterning_fast.arguments import Labels, checked
 from patterning_fast.plain_torch import without_inference
 
 SHOWN = 5
@@ -107,7 +108,8 @@ def in_order(weights: xr.DataArray) -> npt.NDArray[np.floating]:
     return weights.values
 
 
-def spread_weights(weights: xr.DataArray, groups: npt.ArrayLike) -> xr.DataArray:
+@checked
+def spread_weights(weights: xr.DataArray, groups: Labels) -> xr.DataArray:
     """ρ of each sample or token, from weights of the documents, domains or other groups that they belong to.
 
     Args:

@@ -14,10 +14,12 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from patterning_fast.arguments import checked
+from patterning_fast.domains import Anything
 from patterning_fast.durable import clear_partial, put_folder, writing
 from patterning_fast.recipes.findings import summary, write
 from patterning_fast.recipes.pieces import Pieces
@@ -30,11 +32,12 @@ KINDS = {int: "a whole number", float: "a finite number", str: "a string", bool:
 
 
 @dataclass(frozen=True)
+@checked
 class Recipe:
     """A recipe's module and the settings to run it with."""
 
     module: ModuleType
-    settings: Any
+    settings: Annotated[Any, Anything("of the module's own class, made by it")]
     """The module's own `Settings`, a dataclass whose fields all have defaults."""
     did_not_work: list[str]
     """What was tried at other settings, in sentences."""
@@ -96,6 +99,7 @@ def of_type(value: object, wanted: Any) -> Any:
     return value
 
 
+@checked
 def run_file(path: Path, out: Path | None, quick: bool) -> str:
     """Run the recipe of a file into the folder `out`, results/NAME if None; a summary for the terminal.
 
@@ -107,6 +111,7 @@ def run_file(path: Path, out: Path | None, quick: bool) -> str:
     return run(read_recipe(path, quick), out or Path("results") / (path.stem + ("-quick" if quick else "")), command)
 
 
+@checked
 def run(recipe: Recipe, out: Path, command: str) -> str:
     """Run a recipe into the folder `out` and return a summary for the terminal.
 

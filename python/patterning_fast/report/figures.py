@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from patterning_fast.arguments import Whole, checked
 from patterning_fast.patterning.modes import Modes
 from patterning_fast.report import text
 
@@ -24,6 +25,7 @@ NAMED = 12
 LINES = ("-", "-", "-", "--", ":", "-.")
 
 
+@checked
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file."""
     buffer = io.BytesIO()
@@ -32,6 +34,7 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+@checked
 def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], threshold: float, ylabel: str) -> Figure:
     """Training curves: name to (steps, values), with the threshold that marks the circuit's formation."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -48,7 +51,8 @@ def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], thresh
     return figure
 
 
-def chi_heat_map(chi: xr.Dataset, samples: Sequence[int], labels: Sequence[str]) -> Figure:
+@checked
+def chi_heat_map(chi: xr.Dataset, samples: Sequence[Whole], labels: Sequence[str]) -> Figure:
     """χ of the tokens of a few samples, one panel a component, in units of the component's standard deviation."""
     names = [str(name) for name in chi["component"].values]
     figure = Figure(figsize=(9, 1 + 0.22 * len(samples) * len(names) + 0.25 * len(names)), layout="constrained")
@@ -65,8 +69,9 @@ def chi_heat_map(chi: xr.Dataset, samples: Sequence[int], labels: Sequence[str])
     return figure
 
 
+@checked
 def mode_loadings(
-    modes: xr.Dataset, chosen: int, scores: Mapping[str, Mapping[str, float]], classes: Mapping[str, np.ndarray]
+    modes: xr.Dataset, chosen: Whole, scores: Mapping[str, Mapping[str, float]], classes: Mapping[str, np.ndarray]
 ) -> Figure:
     """Singular values; a mode's loadings on heads beside their scores; its mean loading on classes of tokens."""
     figure = Figure(figsize=(11, 3.6), layout="constrained")
@@ -114,6 +119,7 @@ def draw_floor(axes: Axes, modes: xr.Dataset) -> None:
         )  # fmt: skip
 
 
+@checked
 def scree(modes: Modes) -> Figure:
     """Singular values with their errors, what is left of them without noise, and the floor under which all is noise."""
     table = modes.table
@@ -137,6 +143,7 @@ def scree(modes: Modes) -> Figure:
     return figure
 
 
+@checked
 def matched_modes(matches: xr.Dataset, ours: str, theirs: str) -> Figure:
     """|cosines| between the modes of two estimates; frames are the pairs that `match_modes` made of them."""
     cosines = np.abs(matches["all_cosines"].values)
@@ -156,6 +163,7 @@ def matched_modes(matches: xr.Dataset, ours: str, theirs: str) -> Figure:
     return figure
 
 
+@checked
 def verification(result: xr.Dataset) -> Figure:
     """Predicted against realised dμ by strength, with 95 % error bars, as `pf.verify` finds them; verdicts in words."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
@@ -186,6 +194,7 @@ def verification(result: xr.Dataset) -> Figure:
 VERDICT_COLOURS = {"healthy": "#009E73", "not mixed": "#F0E442", "negative": "#E69F00", "diverged": "#D55E00"}
 
 
+@checked
 def calibration(grid: xr.Dataset, component: str = "full") -> Figure:
     """Which settings of `pf.calibrate` are healthy: nβ against step size, one panel a localization.
 

@@ -7,6 +7,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
+from patterning_fast.arguments import checked
 from patterning_fast.report.text import printable
 
 STYLE = (
@@ -22,6 +23,7 @@ def escaped(text: str) -> str:
     return html.escape(printable(text))
 
 
+@checked
 def page(title: str, parts: Sequence[str]) -> str:
     """A whole page from parts that are HTML already."""
     return (
@@ -30,20 +32,24 @@ def page(title: str, parts: Sequence[str]) -> str:
     )
 
 
+@checked
 def heading(text: str) -> str:
     return f"<h2>{escaped(text)}</h2>"
 
 
+@checked
 def paragraph(text: str) -> str:
     return f"<p>{escaped(text)}</p>"
 
 
+@checked
 def picture(png: bytes, caption: str) -> str:
     data = base64.b64encode(png).decode()
     text = escaped(caption)
     return f'<figure><img alt="{text}" src="data:image/png;base64,{data}"><figcaption>{text}</figcaption></figure>'
 
 
+@checked
 def table(rows: Sequence[Mapping[str, object]]) -> str:
     """A table of rows with the same keys; floats to three digits."""
     head = "".join(f"<th>{escaped(key)}</th>" for key in rows[0])
@@ -53,6 +59,7 @@ def table(rows: Sequence[Mapping[str, object]]) -> str:
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
+@checked
 def text_table(rows: Sequence[Mapping[str, object]]) -> str:
     """The same table for a terminal."""
     cells = [list(map(printable, rows[0])), *[[shown(value) for value in row.values()] for row in rows]]
@@ -62,6 +69,7 @@ def text_table(rows: Sequence[Mapping[str, object]]) -> str:
     )
 
 
+@checked
 def shown(value: object) -> str:
     """A cell, in one line: floats to three digits, a dash for NaN."""
     if not isinstance(value, float):

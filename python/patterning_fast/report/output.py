@@ -6,13 +6,15 @@ import os
 import tempfile
 from pathlib import Path
 
+from patterning_fast.arguments import Bytes, checked
 from patterning_fast.durable import make_folder, writing
 
 RESULTS = "results.json"
 """The file that marks a folder as one of ours, and that a new run may replace."""
 
 
-def check_output(target: Path, expected_bytes: int) -> None:
+@checked
+def check_output(target: Path, expected_bytes: Bytes) -> None:
     """Make the folder above `target`; raises OSError where that cannot be written or `expected_bytes` do not fit.
 
     Raises FileExistsError where `target` holds anything but earlier results.

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from patterning_fast.arguments import checked
 from patterning_fast.report.figures import COLOURS
 
 OTHER = "other"
@@ -48,6 +49,7 @@ def colour_of(kind: str, sides: Sequence[int]) -> Any:
     return matplotlib.colormaps["cividis"](0.05 + 0.9 * at)
 
 
+@checked
 def shares(panels: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]) -> Figure:
     """Shares of kinds over training, stacked, one panel a weighting: title to (steps, kind to shares).
 
@@ -79,6 +81,7 @@ def shares(panels: Mapping[str, tuple[np.ndarray, Mapping[str, np.ndarray]]]) ->
     return figure
 
 
+@checked
 def stages(series: Mapping[str, Stage]) -> Figure:
     """Loss and λ̂ (95 %) of a replica of each kind along training; letters say what it was when it changed."""
     figure = Figure(figsize=(9, 5.6), layout="constrained")
@@ -103,6 +106,7 @@ def stages(series: Mapping[str, Stage]) -> Figure:
     return figure
 
 
+@checked
 def columns(models: Mapping[str, np.ndarray]) -> Figure:
     """Columns of W `[2, features]` in the plane, one panel a model, numbered by feature."""
     figure = Figure(figsize=(2.5 * len(models), 2.9), layout="constrained")
@@ -122,6 +126,7 @@ def columns(models: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+@checked
 def strengths(panels: Mapping[str, tuple[Mapping[str, Tried], float]], goal: float) -> Figure:
     """Share of the wanted polygon (95 %) against a plan's strength, one panel a target: plans by name, and the base."""
     figure = Figure(figsize=(3.7 * len(panels), 3.8), layout="constrained")
@@ -146,6 +151,7 @@ def strengths(panels: Mapping[str, tuple[Mapping[str, Tried], float]], goal: flo
     return figure
 
 
+@checked
 def weight_maps(panels: Mapping[str, np.ndarray]) -> Figure:
     """Weights ρ `[features, magnitudes]`, one panel a plan."""
     figure = Figure(figsize=(3.4 * len(panels), 2.6), layout="constrained")
@@ -161,6 +167,7 @@ def weight_maps(panels: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+@checked
 def frequencies(series: Mapping[str, tuple[np.ndarray, np.ndarray]], ylabel: str) -> Figure:
     """A share over training for several frequencies: label to (steps, shares)."""
     figure = Figure(figsize=(7, 4), layout="constrained")

@@ -6,6 +6,8 @@ import codecs
 import re
 import unicodedata
 
+from patterning_fast.arguments import checked
+
 READABLE = "patterning_fast"
 """Name of `ascii_for` as a handler of errors, for streams that cannot carry all characters."""
 
@@ -16,22 +18,26 @@ SIGNS = str.maketrans({
 })  # fmt: skip
 
 
+@checked
 def printable(text: str) -> str:
     """`text` with all that moves a cursor or cannot be seen as escapes, such as `\\n` and `\\x1b`."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+@checked
 def label(text: str) -> str:
     """For pictures: dollar signs are themselves, not mathematics."""
     return printable(text).replace("$", r"\$")
 
 
+@checked
 def markdown(text: str) -> str:
     """For Markdown, in a line of running text or a cell of a table."""
     text = re.sub(r"[\\`*<>\[\]|~$]|(?<!\w)_|_(?!\w)|&(?=#|\w+;)", r"\\\g<0>", printable(text).strip())
     return re.sub(r"^(\d+(?=[.)](\s|$))|(?=([-+]|#+|-{3,}|=+)(\s|$)))", r"\1\\", text)
 
 
+@checked
 def markdown_code(text: str) -> str:
     """For Markdown, as code."""
     text = printable(text)

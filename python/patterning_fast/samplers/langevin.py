@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
+from patterning_fast.arguments import Seed, checked
 from patterning_fast.chains.bank import ChainBank
+from patterning_fast.domains import made_by
 from patterning_fast.ops.checks import check_tensor
 
 
 @dataclass
+@checked
 class LangevinState:
     """What an update reads and moves beside the bank: float32 `[rows]` where nothing else is said."""
 
@@ -90,6 +93,10 @@ class LangevinState:
                 self.thermostat[row] = 0
 
 
+@made_by(
+    "pass pf.SGLD(lr=1e-3), pf.RMSPropSGLD(lr=1e-3), pf.SGHMC(lr=1e-6) or pf.SGNHT(lr=1e-3); "
+    "rules in pf.ops are for the op langevin_step"
+)
 class Sampler(Protocol):
     """A recursion that advances all chains of a bank; its hyper-parameters are its fields."""
 
@@ -107,10 +114,11 @@ class Sampler(Protocol):
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
 
 
+@checked
 class Langevin:
     """What the samplers of this library share: a step is `ops.langevin_step` by the sampler's own rule."""
 
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank; `lr`, `n_beta` and `localization` are float32 `[rows]`."""
         return init(bank, lr, n_beta, localization, seed)
 
@@ -121,12 +129,6 @@ class Langevin:
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
         step(bank, state, self.rule(state))
-
-
-def check_hyperparameter(name: str, value: float, holds: bool, must: str) -> None:
-    """Raise ValueError unless the value is finite and the condition holds."""
-    if not (math.isfinite(value) and holds):
-        raise ValueError(f"{name} must be a finite number {must}, got {value}")
 
 
 def init(bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from patterning_fast import ops
+from patterning_fast.arguments import Positive, Seed, checked
 from patterning_fast.chains.bank import ChainBank
-from patterning_fast.samplers.langevin import Langevin, LangevinState, check_hyperparameter
+from patterning_fast.domains import Within
+from patterning_fast.samplers.langevin import Langevin, LangevinState
 
 
 @dataclass(frozen=True)
+@checked
 class RMSPropSGLD(Langevin):
     """v ← decay·v + (1 − decay)·g², then SGLD with a step size of its own for each coordinate, lr/(√v̂ + stability).
 
@@ -21,17 +25,12 @@ class RMSPropSGLD(Langevin):
     Raises ValueError unless lr and stability are finite and > 0 and decay lies in [0, 1).
     """
 
-    lr: float
-    decay: float = 0.99
-    stability: float = 0.1
+    lr: Positive
+    decay: Annotated[float, Within(least=0, below=1)] = 0.99
+    stability: Positive = 0.1
     bias_correction: bool = True
 
-    def __post_init__(self) -> None:
-        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
-        check_hyperparameter("decay", self.decay, 0 <= self.decay < 1, "in [0, 1)")
-        check_hyperparameter("stability", self.stability, self.stability > 0, "> 0")
-
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank, its second moment 0; the tensors are float32 `[rows]`."""
         state = super().init(bank, lr, n_beta, localization, seed)
         state.memory = torch.zeros_like(bank.params)

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
+from patterning_fast.arguments import Positive, Seed, Share, checked
 from patterning_fast.chains.bank import ChainBank
-from patterning_fast.samplers.langevin import Langevin, LangevinState, check_hyperparameter
+from patterning_fast.samplers.langevin import Langevin, LangevinState
 
 
 @dataclass(frozen=True)
+@checked
 class SGHMC(Langevin):
     """p ← (1 − friction)·p − lr·∇U + √(2·friction·lr)·ξ, w ← w + p: Chen et al. 2014, eq. 15; p is 0 at first.
 
@@ -20,14 +22,10 @@ class SGHMC(Langevin):
     1/(a(1 − lr·a/(2(2 − friction)))). Raises ValueError unless lr is finite and > 0 and friction lies in (0, 1].
     """
 
-    lr: float
-    friction: float = 0.1
+    lr: Positive
+    friction: Share = 0.1
 
-    def __post_init__(self) -> None:
-        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
-        check_hyperparameter("friction", self.friction, 0 < self.friction <= 1, "in (0, 1]")
-
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank, its momentum 0; the tensors are float32 `[rows]`."""
         state = super().init(bank, lr, n_beta, localization, seed)
         state.memory = torch.zeros_like(bank.params)

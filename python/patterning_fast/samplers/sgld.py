@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
+from patterning_fast.arguments import Positive, Whole, checked
 from patterning_fast.chains.bank import ChainBank
-from patterning_fast.samplers.langevin import Langevin, LangevinState, check_hyperparameter
+from patterning_fast.samplers.langevin import Langevin, LangevinState
 
 
 @dataclass(frozen=True)
+@checked
 class SGLD(Langevin):
     """w ← w − (lr/2)·[n_beta·g + localization·(w − w*)] + √lr·ξ, g the minibatch mean gradient.
 
@@ -22,11 +24,8 @@ class SGLD(Langevin):
     coordinate; that takes the gradient of each sample. Raises ValueError unless lr is finite and > 0.
     """
 
-    lr: float
+    lr: Positive
     gradient_noise_correction: bool = False
-
-    def __post_init__(self) -> None:
-        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
 
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0.
@@ -40,7 +39,7 @@ class SGLD(Langevin):
     def rule(self, state: LangevinState) -> None:
         """None: `langevin_step`'s own."""
 
-    def update_row(self, bank: ChainBank, state: LangevinState, row: int, per_sample_grads: Tensor) -> Tensor:
+    def update_row(self, bank: ChainBank, state: LangevinState, row: Whole, per_sample_grads: Tensor) -> Tensor:
         """One corrected step of one chain, at `state.step`, which is left to the caller to advance after all rows.
 
         `per_sample_grads` is `[batch, params of the row]`, of samples drawn with replacement. Returns the row's

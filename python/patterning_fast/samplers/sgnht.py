@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
+from patterning_fast.arguments import NonNegative, Positive, Seed, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.ops.reference.philox import INDEX_BITS
-from patterning_fast.samplers.langevin import Langevin, LangevinState, check_hyperparameter
+from patterning_fast.samplers.langevin import Langevin, LangevinState
 
 MOMENTUM_STEP = 2**INDEX_BITS - 1
 """Where in the noise the first momentum is drawn: the last step there is, which no chain comes to."""
 
 
 @dataclass(frozen=True)
+@checked
 class SGNHT(Langevin):
     """p ← (1 − thermostat·lr)·p − lr·∇U + √(2·diffusion·lr)·ξ, w ← w + lr·p: Ding et al. 2014, algorithm 2.
 
@@ -26,14 +28,10 @@ class SGNHT(Langevin):
     Raises ValueError unless lr is finite and > 0 and diffusion finite and ≥ 0.
     """
 
-    lr: float
-    diffusion: float = 0.01
+    lr: Positive
+    diffusion: NonNegative = 0.01
 
-    def __post_init__(self) -> None:
-        check_hyperparameter("lr", self.lr, self.lr > 0, "> 0")
-        check_hyperparameter("diffusion", self.diffusion, self.diffusion >= 0, ">= 0")
-
-    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:
+    def init(self, bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: Seed) -> LangevinState:
         """The state that goes with a bank; the tensors are float32 `[rows]`.
 
         The momentum is standard normal, a pure function of (seed, chain id), and opposite in the two chains of an

@@ -19,6 +19,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from patterning_fast.arguments import checked
 from patterning_fast.tasks.packages import MOST_BYTES, Package, PackageError, all_of, members_of_tar
 
 MOLECULES = 100
@@ -31,6 +32,7 @@ Reader = Callable[[list[Path]], Iterator[str]]
 
 
 @dataclass(frozen=True)
+@checked
 class Corpus:
     """A domain of text."""
 

@@ -9,11 +9,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
+from patterning_fast.arguments import Count, checked
+from patterning_fast.domains import Anything
 from patterning_fast.durable import make_folder, put, writing
 from patterning_fast.tasks.found_text import Contexts, plain_windows
 from patterning_fast.tasks.tokenizer import hash_of, train_tokenizer
@@ -26,10 +28,11 @@ DOCUMENTS = 256
 
 
 @dataclass(frozen=True)
+@checked
 class TokenizedDomains:
     """Domains as rows of tokens, one document after another."""
 
-    tokenizer: Any
+    tokenizer: Annotated[Any, Anything("a tokenizer of an optional package")]
     """Of the package `tokenizers`."""
     tokens: dict[str, np.ndarray]
     """Domain name to its token ids, unsigned `[tokens]`, on disk."""
@@ -66,7 +69,8 @@ class TokenizedDomains:
         return tokens[edge:] if held_out else tokens[:edge]
 
 
-def tokenized(domains: Mapping[str, Iterable[str]], vocabulary: int, most: int, cache: Path) -> TokenizedDomains:
+@checked
+def tokenized(domains: Mapping[str, Iterable[str]], vocabulary: Count, most: Count, cache: Path) -> TokenizedDomains:
     """The first `most` tokens of each domain, by a tokenizer of `vocabulary` tokens that learns from them.
 
     Both are kept in the folder `cache`, by the hash of what the tokenizer learns from.

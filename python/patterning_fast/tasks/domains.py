@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from patterning_fast.arguments import checked
 from patterning_fast.tasks import found_text, mini_pile
 
 TEXT = (".txt", ".txt.gz", ".md", ".rst")
@@ -27,6 +28,7 @@ class Documents:
         return self.read()
 
 
+@checked
 def domains(source: str) -> dict[str, Iterable[str]]:
     """Domain to its documents, which can be gone through more than once.
 

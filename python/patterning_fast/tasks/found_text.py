@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patterning_fast.arguments import Count, NonNegative, Seed, Whole, checked
+
 CHARACTERS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace))) + " "
 """The 96 characters of the vocabulary: printable ASCII and the newline; token ids are positions in it."""
 
@@ -23,6 +25,7 @@ ENOUGH_TEXT = 4_000_000
 
 
 @dataclass(frozen=True)
+@checked
 class Contexts:
     """Contexts cut from named domains, with the hash of the text they were cut from."""
 
@@ -34,12 +37,14 @@ class Contexts:
     """Of all text read, so that a result can say what it was computed on."""
 
 
+@checked
 def decode(tokens: Tensor) -> str:
     """The text of token ids `[T]`."""
     return "".join(CHARACTERS[index] for index in tokens.tolist())
 
 
-def found_text_contexts(contexts: int, length: int, shares: dict[str, float], seed: int) -> Contexts:
+@checked
+def found_text_contexts(contexts: Count, length: Count, shares: dict[str, NonNegative], seed: Seed) -> Contexts:
     """Cut `contexts` windows of `length` characters from the domains in `shares` (name -> fraction), shuffled.
 
     Domains: "code" (the standard library), "reference" (Python's language reference), "metadata" (descriptions and
@@ -64,6 +69,7 @@ def found_text_contexts(contexts: int, length: int, shares: dict[str, float], se
     return Contexts(torch.from_numpy(np.concatenate(windows)[order]), np.array(names)[order], digest.hexdigest())
 
 
+@checked
 def encode(text: str) -> np.ndarray:
     """Token ids, int64 `[T]`; characters outside the vocabulary are dropped."""
     table = np.full(128, -1, dtype=np.int64)
@@ -72,7 +78,8 @@ def encode(text: str) -> np.ndarray:
     return ids[ids >= 0]
 
 
-def plain_windows(tokens: np.ndarray, count: int, length: int, generator: np.random.Generator) -> np.ndarray:
+@checked
+def plain_windows(tokens: np.ndarray, count: Whole, length: Count, generator: np.random.Generator) -> np.ndarray:
     """`count` windows `[count, length]` from random places."""
     starts = generator.integers(0, len(tokens) - length, count)
     return tokens[starts[:, None] + np.arange(length)]
@@ -88,6 +95,7 @@ def quoted_windows(tokens: np.ndarray, count: int, length: int, generator: np.ra
     return tokens[starts[:, None] + np.arange(length) % periods[:, None]]
 
 
+@checked
 def domain_text(name: str) -> str:
     """Up to `ENOUGH_TEXT` characters of one domain, the same on every call on one machine."""
     parts, total = [], 0

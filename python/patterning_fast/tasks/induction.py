@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.arguments import Count, Seed, checked
 from patterning_fast.models.attention_only import AttentionOnlyLM
 from patterning_fast.posterior.losses import next_token
 
@@ -16,6 +17,7 @@ COMPARED = 2**26
 
 
 @dataclass(frozen=True)
+@checked
 class RepeatedStrings:
     """Strings of random tokens, each repeated to the end of its context: only induction can predict the repeats."""
 
@@ -60,7 +62,8 @@ class RepeatedStrings:
         }
 
 
-def repeated_strings(alphabet: Tensor, strings: int, length: int, seed: int) -> RepeatedStrings:
+@checked
+def repeated_strings(alphabet: Tensor, strings: Count, length: Count, seed: Seed) -> RepeatedStrings:
     """`strings` of random tokens of `alphabet`, `length` long, with periods between a sixth and a half of it."""
     generator = np.random.default_rng(seed)
     periods = generator.integers(length // 6, length // 2, strings)
@@ -69,13 +72,15 @@ def repeated_strings(alphabet: Tensor, strings: int, length: int, seed: int) -> 
     return RepeatedStrings(tokens, torch.from_numpy(periods))
 
 
+@checked
 def said_twice(passages: Tensor) -> RepeatedStrings:
     """Strings that say a passage of `[strings, T]` once and again, and its first token a third time."""
     tokens = torch.cat([passages, passages, passages[:, :1]], 1)
     return RepeatedStrings(tokens, torch.full((len(passages),), passages.shape[1], dtype=torch.int64))
 
 
-def predictable_by_induction(tokens: Tensor, match: int = 3) -> Tensor:
+@checked
+def predictable_by_induction(tokens: Tensor, match: Count = 3) -> Tensor:
     """Which next tokens `[contexts, T]` of `[contexts, T + 1]` repeat what followed the same `match` tokens before."""
     length = tokens.shape[1] - 1
     found = torch.zeros(len(tokens), length, dtype=torch.bool, device=tokens.device)

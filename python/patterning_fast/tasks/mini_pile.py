@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from patterning_fast.arguments import checked
 from patterning_fast.durable import clear_partial, make_folder, partial_path, put, writing
 from patterning_fast.progress import progress_bar
 from patterning_fast.tasks.corpora import CORPORA, Corpus
@@ -47,6 +48,7 @@ class MiniPile(NamedTuple):
 
 
 @dataclass(frozen=True)
+@checked
 class Documents:
     """The documents of a Parquet file, read anew each time they are gone through."""
 
@@ -70,6 +72,7 @@ def default_cache() -> Path:
     return caches / "patterning_fast" / "mini-pile"
 
 
+@checked
 def mini_pile(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] = CORPORA) -> MiniPile:
     """Every domain that can be had, kept in the folder `cache`; what is there and whole is not fetched again.
 
@@ -113,6 +116,7 @@ def mini_pile(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] 
     return MiniPile({name: file_of(cache, name) for name in corpora if name in manifest}, missing)
 
 
+@checked
 def cached(cache: Path) -> dict[str, Documents]:
     """The domains that are there, by name; FileNotFoundError where there are none, ValueError where one is damaged."""
     entries = read_manifest(cache)
@@ -126,6 +130,7 @@ def cached(cache: Path) -> dict[str, Documents]:
     return {name: Documents(file_of(cache, name)) for name in entries}
 
 
+@checked
 def main(cache: Path, progress: bool = True, corpora: Mapping[str, Corpus] = CORPORA) -> str:
     """Fill the cache; what to print. Raises RuntimeError where not one domain could be had."""
     pile = mini_pile(cache, progress, corpora)

@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from patterning_fast.arguments import checked
 from patterning_fast.durable import put_folder, writing
 
 FETCHING = {
@@ -52,6 +53,7 @@ class PackageError(RuntimeError):
 
 
 @dataclass(frozen=True)
+@checked
 class Package:
     """What to ask a package manager for."""
 
@@ -69,6 +71,7 @@ class Package:
         return f"{self.name}{'@' if self.manager == 'npm' else '=='}{self.version}"
 
 
+@checked
 def fetched(package: Package, folder: Path) -> Path:
     """The archive of a package in `folder`, fetched where it is not there yet; never half of one.
 
@@ -101,6 +104,7 @@ def run(tool: str, command: list[str], folder: Path) -> None:
         raise PackageError(f"{tool}: {(errors or said)[-1]}")
 
 
+@checked
 def version_of(archive: Path) -> str:
     """The version that an archive's name tells: of a wheel, a Debian package or npm's."""
     if archive.suffix == ".tgz":
@@ -108,6 +112,7 @@ def version_of(archive: Path) -> str:
     return archive.name.split("_" if archive.suffix == ".deb" else "-")[1].replace("%3a", ":")
 
 
+@checked
 def unpacked(archive: Path, pattern: str, folder: Path) -> list[Path]:
     """The files of an archive whose names match, in the order of these, as files of `folder` that have numbers.
 
@@ -183,6 +188,7 @@ def members(archive: Path) -> Iterator[tuple[str, Callable[[], IO[bytes]] | None
             yield from members_of_tar(packed)
 
 
+@checked
 def members_of_tar(packed: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[str, Callable[[], IO[bytes]] | None]]:
     """As `members`, of a stream, which is read to its end: a checksum comes last."""
     with tarfile.open(fileobj=packed, mode="r|*") as opened:
@@ -200,6 +206,7 @@ def content_of(opened: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
     return content
 
 
+@checked
 def all_of(read: Callable[[int], bytes]) -> bytes:
     """All that there is to read; raises PackageError where that is of absurd size."""
     found = read(MOST_BYTES + 1)

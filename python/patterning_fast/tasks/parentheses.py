@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.arguments import Count, Seed, checked
+
 PAD, START, END, OPEN, CLOSE = range(5)
 VOCABULARY = 5
 
@@ -24,6 +26,7 @@ ROUNDS_WITHOUT_NEW = 200
 
 
 @dataclass(frozen=True)
+@checked
 class Parentheses:
     """Strings as tokens `[strings, longest + 2]`, START and END around each, then PAD; no string occurs twice."""
 
@@ -52,7 +55,8 @@ class Parentheses:
         }
 
 
-def parentheses(training: int, test: int, longest: int, seed: int) -> Parentheses:
+@checked
+def parentheses(training: Count, test: Count, longest: Count, seed: Seed) -> Parentheses:
     """`training` and `test` strings, and `test` of equal counts, of 2 + 2·Binomial(longest/2 − 1, ½) parentheses.
 
     Balanced strings are uniform among those of their length, the others random of the same lengths. Where all balanced
@@ -158,6 +162,7 @@ def by_length(steps: np.ndarray) -> np.ndarray:
     return steps[np.argsort(lengths_of(steps), kind="stable")]
 
 
+@checked
 def elevations(steps: np.ndarray) -> np.ndarray:
     """Sums of steps up to each place, `[strings, longest]`; after the end they stay as they are."""
     return steps.cumsum(1, dtype=np.int64)
@@ -187,6 +192,7 @@ def tokens_of(steps: np.ndarray) -> Tensor:
     return torch.from_numpy(tokens)
 
 
+@checked
 def steps_of(tokens: Tensor) -> np.ndarray:
     """The strings that tokens are of."""
     inner = tokens[:, 1:-1].numpy()

@@ -10,6 +10,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
+from patterning_fast.arguments import Count, Whole, checked
 from patterning_fast.models.superposition import TiedAutoencoder
 
 HELD = 0.5
@@ -23,6 +24,7 @@ DEAD_BIAS = -0.25
 
 
 @dataclass(frozen=True)
+@checked
 class OneActive:
     """Samples with one active feature each: every feature at every magnitude, the limit of high sparsity."""
 
@@ -34,7 +36,8 @@ class OneActive:
     """How much `[samples]`, in (0, 1)."""
 
 
-def one_active(features: int, magnitudes: int) -> OneActive:
+@checked
+def one_active(features: Count, magnitudes: Count) -> OneActive:
     """Samples of `features` · `magnitudes`: midpoints of [0, 1], in place of draws from it."""
     levels = (np.arange(magnitudes) + 0.5) / magnitudes
     feature, magnitude = np.repeat(np.arange(features), magnitudes), np.tile(levels, features)
@@ -44,6 +47,7 @@ def one_active(features: int, magnitudes: int) -> OneActive:
 
 
 @dataclass(frozen=True)
+@checked
 class Polygons:
     """What models' columns make, one entry a model."""
 
@@ -61,7 +65,8 @@ class Polygons:
         return np.where(self.sides > 0, plus, "other")
 
 
-def polygons(parameters: np.ndarray, features: int) -> Polygons:
+@checked
+def polygons(parameters: np.ndarray, features: Count) -> Polygons:
     """Tell apart models of two hidden dimensions by their parameters `[models, 3 · features]`, as in one vector.
 
     Raises ValueError for another number of parameters.
@@ -82,7 +87,8 @@ def polygons(parameters: np.ndarray, features: int) -> Polygons:
     return Polygons(np.where(regular, sides, 0), (~held & (bias > 0)).sum(1), held)
 
 
-def regular_polygon(features: int, sides: int, magnitudes: int, positive: int = 0) -> TiedAutoencoder:
+@checked
+def regular_polygon(features: Count, sides: Count, magnitudes: Count, positive: Whole = 0) -> TiedAutoencoder:
     """The model at the critical point that a k-gon is, on `one_active(features, magnitudes)`.
 
     The first `sides` features are its corners, of the length and bias with the least loss. Of the others `positive`

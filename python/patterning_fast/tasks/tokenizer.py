@@ -7,13 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from patterning_fast.arguments import Count, checked
 from patterning_fast.durable import make_folder, put, writing
 
 ENOUGH_TEXT = 4_000_000
 """Characters of each domain to learn from, so that large domains do not own the vocabulary."""
 
 
-def train_tokenizer(domains: Mapping[str, Iterable[str]], vocabulary: int, cache: Path | None = None) -> Any:
+@checked
+def train_tokenizer(domains: Mapping[str, Iterable[str]], vocabulary: Count, cache: Path | None = None) -> Any:
     """A byte-level BPE tokenizer (of the package `tokenizers`) with `vocabulary` tokens, learnt from all domains alike.
 
     With a folder `cache` it is kept there, under a hash of the text it learns from, and read the next time.
@@ -57,6 +59,7 @@ def training_text(domains: Mapping[str, Iterable[str]]) -> Iterator[str]:
                 break
 
 
+@checked
 def hash_of(domains: Mapping[str, Iterable[str]]) -> str:
     """Of the text that a tokenizer of these domains learns from."""
     digest = hashlib.sha256()

@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from patterning_fast.arguments import checked
 from patterning_fast.posterior.weights import weights_for
 from patterning_fast.training.train import weighted_loss
 
@@ -41,6 +42,7 @@ class Numbered(Dataset[dict[str, Any]]):
         return {**self.items[index], COLUMN: index}
 
 
+@checked
 class TrainerLoss:
     """Σρl/Σρ of a dataset for `Trainer`, by its `compute_loss_func`; for causal language models and classifiers.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,8 +27,6 @@ class Minibatches:
     """
 
     def __init__(self, samples: int, weights: Tensor | None, weighting: Weighting, batch_size: int, seed: int) -> None:
-        if weighting not in get_args(Weighting):
-            raise ValueError(f"weighting must be one of {get_args(Weighting)}, got {weighting!r}")
         self.samples, self.weighting, self.batch_size = samples, weighting, batch_size
         self.generator = torch.Generator().manual_seed(seed)
         self.weigh(weights)

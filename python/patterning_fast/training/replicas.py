@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_fast import ops
+from patterning_fast.arguments import Count, NonNegative, Seed, checked
+from patterning_fast.callbacks import calling, returned
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.identity import (
     VERSIONS,
@@ -27,15 +29,17 @@ from patterning_fast.engine.identity import (
     model_identity,
     versions,
 )
+from patterning_fast.engine.memory import check_fits
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, component, may_move
-from patterning_fast.posterior.data import check_data, sample_count
+from patterning_fast.posterior.data import bytes_each, check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.progress import progress_bar
 from patterning_fast.training.state import REST, UNREADABLE, optimizer_settings, packed, unpacked
 
 
+@checked
 @plain_torch()
 def train_replicas(
     model: nn.Module,
@@ -43,14 +47,14 @@ def train_replicas(
     data: Batch,
     loss: Loss,
     *,
-    steps: int,
-    batch_size: int,
+    steps: Count,
+    batch_size: Count,
     optimizer: Callable[[list[Tensor]], Optimizer],
     weights: Tensor | None = None,
-    snapshots: int = 1,
-    seed: int = 0,
+    snapshots: Count = 1,
+    seed: Seed = 0,
     checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: NonNegative = 60.0,
     allow_versions: bool = False,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -90,18 +94,17 @@ def train_replicas(
         raise ValueError(f"weights must be [weightings, {sample_count(data)}], got {list(weights.shape)}")
     if weights is not None and not bool(weights.isfinite().all()):
         raise ValueError("weights hold values that are not finite")
-    if steps < 1 or batch_size < 1 or not 1 <= snapshots <= steps:
-        raise ValueError(
-            "steps and batch_size must be at least 1 and snapshots between 1 and steps, "
-            f"got {steps}, {batch_size} and {snapshots}"
-        )
+    if snapshots > steps:
+        raise ValueError(f"snapshots must be between 1 and steps, got {snapshots} of {steps} steps; take fewer")
     device, replicas = initial.device, len(initial)
+    check_fits({"batch_size": replicas * batch_size * (8 + bytes_each(data))})
     rhos = [None] if weights is None else list(weights.to(device, torch.float32))
     moving = [component(model, FULL, list(may_move(model)))]
     stacks = [dense_stack(model, loss, moving, replicas, data, rho) for rho in rhos]
     parameters = initial.detach().repeat(len(rhos), 1, 1).requires_grad_()
     gradients = torch.zeros_like(parameters)
-    update = optimizer([parameters])
+    with calling("train_replicas: optimizer", "take a list of parameters"):
+        update = returned("train_replicas: optimizer", optimizer([parameters]), Optimizer)
     row_starts, numbers = torch.arange(replicas + 1, device=device) * size, torch.arange(replicas, device=device)
     of_minibatches, at = (torch.tensor(each, dtype=torch.int64, device=device) for each in (seed, 0))
     kept_at = [math.ceil(steps * (index + 1) / snapshots) for index in range(snapshots)]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.optim import AdamW
 
+from patterning_fast.arguments import Count, NonNegative, Positive, Seed, checked
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.data import sample_count, take
 from patterning_fast.posterior.losses import Batch, Loss
@@ -26,20 +27,21 @@ class LossOf(nn.Module):
         return self.loss(self.model, batch)
 
 
+@checked
 @plain_torch()
 def train_side_by_side(
     models: Sequence[nn.Module],
     data: Batch,
     loss: Loss,
     *,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    seeds: Sequence[int],
+    steps: Count,
+    batch_size: Count,
+    lr: Positive,
+    seeds: Sequence[Seed],
     weights: Tensor | None = None,
-    weight_decay: float = 0.0,
+    weight_decay: NonNegative = 0.0,
     measure: Callable[[int], None] | None = None,
-    measure_every: int = 500,
+    measure_every: Count = 500,
 ) -> None:
     """Train `models` in place, all alike but for their parameters, each as `train` would with its one of `seeds`.
 

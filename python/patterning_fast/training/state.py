@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from patterning_fast.callbacks import calling
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.identity import (
     VERSIONS,
@@ -83,10 +84,10 @@ class TrainingState:
         row = {"step": float(step), "loss": self.recent_loss(step)}
         self.recent_losses.clear()
         self.model.eval()
-        with torch.no_grad():
-            measured = metrics(self.model) if metrics else {}
+        with torch.no_grad(), calling("train: metrics", "take the model and return {name: number}"):
+            measured = {name: float(value) for name, value in metrics(self.model).items()} if metrics else {}
         self.model.train()
-        self.rows.append(row | {name: float(value) for name, value in measured.items()})
+        self.rows.append(row | measured)
 
     def recent_loss(self, step: int) -> float:
         """Mean since the last row, NaN before the first step; raises FloatingPointError where it is not finite."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import get_args
 
 import xarray as xr
 from torch import Tensor, nn
@@ -14,10 +12,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from patterning_fast.arguments import Count, NonNegative, Positive, Seed, Whole, checked
+from patterning_fast.callbacks import calling, returned
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import Precision, computing_in
+from patterning_fast.engine.memory import check_fits
 from patterning_fast.plain_torch import check_trainable, plain_torch
-from patterning_fast.posterior.data import check_data, loss_shape, sample_count, take, to_device
+from patterning_fast.posterior.data import bytes_each, check_data, loss_shape, sample_count, take, to_device
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
 from patterning_fast.progress import progress_bar
@@ -25,6 +26,7 @@ from patterning_fast.training.minibatches import Minibatches, Weighting
 from patterning_fast.training.state import Metrics, Reweighing, TrainingState, losses_at_start, training_identity
 
 
+@checked
 def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor | None = None) -> Tensor:
     """Σρl / Σρ, a scalar; `losses` and `weights` have the same shape (arXiv:2601.13548).
 
@@ -33,35 +35,41 @@ def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor 
             times the mean of ρ over all data: then the expectation over uniform minibatches is Σρl/Σρ of all data,
             minibatches of weight 0 do no harm, and parts of a batch add up to the whole.
     """
+    if losses.shape != weights.shape:
+        raise ValueError(
+            f"weighted_loss: weights must have the shape of losses, {list(losses.shape)}, got {list(weights.shape)}; "
+            "give each loss its weight"
+        )
     return (losses * weights).sum() / (weights.sum() if total_weight is None else total_weight)
 
 
+@checked
 @plain_torch()
 def train(
     model: nn.Module,
     data: Batch,
     loss: Loss,
     *,
-    steps: int,
-    batch_size: int,
-    lr: float,
+    steps: Count,
+    batch_size: Count,
+    lr: Positive,
     weights: Tensor | xr.DataArray | None = None,
     weighting: Weighting = "loss",
     reweighing: Reweighing | None = None,
-    weight_decay: float = 0.0,
+    weight_decay: NonNegative = 0.0,
     optimizer: Callable[..., Optimizer] = AdamW,
     schedule: Callable[[Optimizer], LRScheduler] | None = None,
-    max_grad_norm: float | None = None,
+    max_grad_norm: Positive | None = None,
     precision: Precision = "float32",
-    seed: int = 0,
+    seed: Seed = 0,
     checkpoint: str | Path | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: NonNegative = 60.0,
     allow_versions: bool = False,
     metrics: Metrics | None = None,
-    metrics_every: int = 50,
+    metrics_every: Count = 50,
     progress: bool = True,
     description: str = "training",
-    position: int = 0,
+    position: Whole = 0,
 ) -> list[dict[str, float]]:
     """Train `model` in place on minibatches whose loss is in expectation Σρl/Σρ of the data.
 
@@ -92,19 +100,14 @@ def train(
     """
     check_trainable(model)
     check_data("data", data, model)
-    for name, value in (
-        ("steps", steps), ("batch_size", batch_size), ("metrics_every", metrics_every), ("lr", lr),
-        ("max_grad_norm", max_grad_norm),
-    ):  # fmt: skip
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be > 0, got {value}")
-    if precision not in get_args(Precision):
-        raise ValueError(f"precision must be one of {get_args(Precision)}, got {precision!r}")
+    if not any(True for _ in model.parameters()):
+        raise ValueError(f"model must have parameters, got {type(model).__name__} without; pass one to be trained")
     if weights is not None and reweighing is not None:
         raise ValueError("weights are given, and reweighing decides on them: leave one of the two out")
     device = next(model.parameters()).device
     data = to_device(data, str(device))
     samples = sample_count(data)
+    check_fits({"batch_size": batch_size * (8 + bytes_each(data))})
     shape = loss_shape(model, loss, data)
 
     def laid_out(weights: Tensor | xr.DataArray | None) -> Tensor | None:
@@ -112,8 +115,11 @@ def train(
 
     rho = laid_out(weights)
     minibatches = Minibatches(samples, rho, weighting, batch_size, seed)
-    update = optimizer(model.parameters(), lr=lr, weight_decay=weight_decay)
-    scheduler = schedule(update) if schedule else None
+    with calling("train: optimizer", "take parameters, lr= and weight_decay="):
+        update = optimizer(model.parameters(), lr=lr, weight_decay=weight_decay)
+    returned("train: optimizer", update, Optimizer)
+    with calling("train: schedule", "take the optimizer"):
+        scheduler = returned("train: schedule", schedule(update), LRScheduler) if schedule else None
     if isinstance(scheduler, ReduceLROnPlateau):
         raise TypeError("schedule must go by steps alone, and ReduceLROnPlateau wants a metric; choose another")
     state = TrainingState(model, update, scheduler, minibatches.generator, reweighing)

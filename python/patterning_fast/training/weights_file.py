@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from patterning_fast.arguments import checked
 from patterning_fast.durable import put, writing
 from patterning_fast.engine.identity import differences, digest
 from patterning_fast.patterning.plan import Plan
@@ -32,6 +33,7 @@ CONTENT = "sample_hash"
 """Column that tells a sample by what it holds, wherever it stands."""
 
 
+@checked
 def save_weights(path: str | Path, weights: Plan | xr.DataArray, data: Batch) -> None:
     """Write weights as Parquet, whole or not at all: a row each, with its coordinates and a hash of its sample.
 
@@ -58,13 +60,16 @@ def save_weights(path: str | Path, weights: Plan | xr.DataArray, data: Batch) ->
         put(path, lambda partial: partial.write_bytes(content))
 
 
+@checked
 def load_weights(path: str | Path, data: Batch) -> xr.DataArray:
     """Weights as `save_weights` wrote them, with coordinates and attributes.
 
     Raises ImportError without pyarrow, and ValueError for a file that is damaged, is not of weights, or is of other
-    data than these: it says what differs.
+    data than these: it says what differs; FileNotFoundError where there is none.
     """
     pa, pq = parquet()
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights at {path}: write them with save_weights")
     content = Path(path).read_bytes()
     if SEAL not in content:
         raise ValueError(
@@ -140,7 +145,14 @@ def identity(data: Batch) -> dict[str, Any]:
 
 
 def tensors(data: Batch) -> tuple[Tensor, ...]:
-    return data if isinstance(data, tuple) else (data,)
+    """The data's tensors; raises ValueError where they are no samples."""
+    parts = data if isinstance(data, tuple) else (data,)
+    shapes = [list(each.shape) for each in parts]
+    if not parts or any(not each.dim() or not each.numel() or len(each) != len(parts[0]) for each in parts):
+        raise ValueError(
+            f"data must be samples along a common first dimension, got shapes {shapes}; pass the data whole"
+        )
+    return parts
 
 
 def sample_hashes(data: Batch) -> npt.NDArray[np.uint64]:

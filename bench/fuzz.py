@@ -1,0 +1,81 @@
+"""Half an hour of calls with arguments from within and without their domains: `python -m bench.fuzz [minutes]`.
+
+Rounds run in processes of their own, so that one that dies or hangs is a failure that is told with its call. Prints the
+calls and failures of each target, and what failed; the exit status is 1 where anything did.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+CALLS = 400
+"""Of a round."""
+
+HANG = 300
+"""Seconds after which a round of calls that each take milliseconds hangs."""
+
+
+def main(minutes: float) -> int:
+    """Rounds until the time is up."""
+    started, number, calls, failures = time.monotonic(), 0, Counter[str](), dict[str, str]()
+    with TemporaryDirectory() as folder:
+        while time.monotonic() - started < 60 * minutes:
+            report, number = Path(folder) / f"{number}.jsonl", number + 1
+            try:
+                command = [sys.executable, "-m", "bench.fuzz", "round", str(number), str(report)]
+                status = subprocess.run(command, timeout=HANG)
+                ended = "" if status.returncode == 0 else f"the process ended with {status.returncode}"
+            except subprocess.TimeoutExpired:
+                ended = f"no end within {HANG} s"
+            lines = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
+            for line in lines:
+                calls[line["target"]] += line["failure"] is None
+                if line["failure"]:
+                    failures.setdefault(f"{line['target']}: {line['failure'][-300:]}", line["call"])
+            if ended and lines:
+                failures.setdefault(f"{lines[-1]['target']}: {ended}", lines[-1]["call"])
+    seconds = time.monotonic() - started
+    for failure, call in failures.items():
+        print(f"FAILED {failure}\n  by {call}")
+    print(json.dumps({"calls": sum(calls.values()), "seconds": round(seconds), "failures": len(failures)}))
+    print(json.dumps(dict(calls.most_common())))
+    return int(bool(failures))
+
+
+def one_round(number: int, report: Path) -> None:
+    """Calls, each written down before it is made and again if it fails."""
+    import torch
+    from tests.fuzzing import Case, cases, run
+
+    torch.set_num_threads(1)
+    with report.open("w", buffering=1) as file:
+
+        @seed(number)
+        @settings(
+            max_examples=CALLS, deadline=None, phases=[Phase.generate], database=None,
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(cases())
+        def calls(case: Case) -> None:
+            line = {"target": case.target, "call": repr(case)[:2000], "failure": None}
+            file.write(json.dumps(line) + "\n")
+            failure = run(case)
+            if failure:
+                file.write(json.dumps(line | {"failure": failure}) + "\n")
+
+        calls()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["round"]:
+        one_round(int(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        raise SystemExit(main(float(sys.argv[1]) if sys.argv[1:] else 30.0))
