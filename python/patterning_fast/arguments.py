@@ -152,10 +152,11 @@ def check_class(cls: Any) -> Any:
         return {name: domain_of(hints[name]) for name in own}
 
     def read_fields(self: Any) -> None:
-        known = domains()
-        for name, value in list(vars(self).items()):
-            if name in known:
-                object.__setattr__(self, name, argument(cls.__name__, name, known[name], value, None))
+        if not torch.compiler.is_compiling():
+            known = cls.domains()
+            for name, value in list(vars(self).items()):
+                if name in known:
+                    object.__setattr__(self, name, argument(cls.__name__, name, known[name], value, None))
         if after:
             after(self)
 

@@ -74,21 +74,29 @@ class Within:
     def expected(self) -> str:
         least, most = max(self.least, self.above), min(self.most, self.below)
         if math.isfinite(least) and math.isfinite(most):
-            return f"in {'[' if least > self.above else '('}{least:g}, {most:g}{']' if most < self.below else ')'}"
+            opening, closing = "[" if least > self.above else "(", "]" if most < self.below else ")"
+            return f"in {opening}{plain(least)}, {plain(most)}{closing}"
         if math.isfinite(least):
-            return f"{'>=' if least > self.above else '>'} {least:g}"
-        return f"{'<=' if most < self.below else '<'} {most:g}" if math.isfinite(most) else ""
+            return f"{'>=' if least > self.above else '>'} {plain(least)}"
+        return f"{'<=' if most < self.below else '<'} {plain(most)}" if math.isfinite(most) else ""
 
     @property
     def example(self) -> float:
         """A number within."""
         least, most = max(self.least, self.above), min(self.most, self.below)
+        if isinstance(least, int) and isinstance(most, int):
+            return (least + most) // 2
         if math.isfinite(least) and math.isfinite(most):
             return (least + most) / 2
         return least if least > self.above else least + 0.001
 
     def holds(self, value: Any) -> bool:
         return self.least <= value <= self.most and self.above < value < self.below
+
+
+def plain(number: float) -> str:
+    """A number as it is written in Python."""
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 @dataclass(frozen=True)
@@ -427,7 +435,7 @@ class Conditioned(Domain):
     @property
     def example(self) -> str:
         bounds = next((each for each in self.conditions if isinstance(each, Within)), None)
-        return f"{bounds.example:g}" if bounds else self.domain.example
+        return plain(bounds.example) if bounds else self.domain.example
 
     @property
     def failed(self) -> type[TypeError | ValueError]:

@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.engine.workers import threads_here
+
 CPU = torch.device("cpu")
 
 
@@ -18,6 +20,7 @@ def plain_torch() -> Iterator[None]:
     Undoes `inference_mode`, `no_grad`, `autocast` and `set_default_device` of the calling thread until the end; also
     for use as a decorator. The default dtype is the whole process's and stays: name the dtype of every new tensor.
     """
+    threads_here()  # before anything else of torch is asked for in this thread
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

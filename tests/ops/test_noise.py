@@ -74,7 +74,7 @@ def test_opcheck() -> None:
         ({"out": torch.zeros(2, 5).half()}, "out is torch.float16, but must be torch.float32"),
         ({"out": torch.zeros(5, 2).T}, "out is not contiguous"),
         ({"chain_ids": torch.zeros(3, dtype=torch.int64)}, r"chain_ids has shape \[3\], but must have \[2\]"),
-        ({"seed": 0.5}, "seed is torch.float32, but must be torch.int64"),
+        ({"seed": 0.5}, "seed must be a Tensor or a whole number >= 0, got 0.5"),
     ],
 )
 def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:

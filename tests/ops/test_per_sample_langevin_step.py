@@ -187,7 +187,7 @@ def test_compiles_without_a_break() -> None:
         ({"params": torch.zeros(6)}, r"params has shape \[6\], but must have 2 dimensions"),
         ({"center": torch.zeros(3, 6)}, r"center has shape \[3, 6\], but must have \[2, 6\]"),
         ({"sample_weights": torch.zeros(2, 4)}, r"sample_weights has shape \[2, 4\], but must have \[2, 3\]"),
-        ({"sampled_fraction": 1.5}, "sampled_fraction is m/n, between 0 and 1, got 1.5"),
+        ({"sampled_fraction": 1.5}, r"sampled_fraction must be a finite number in \[0, 1\], got 1\.5"),
         ({"lr": torch.zeros(3)}, r"lr has shape \[3\], but must have \[2\]"),
         ({"center": torch.zeros(6, device="meta")}, "tensors are on different devices"),
     ],

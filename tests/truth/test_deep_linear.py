@@ -61,7 +61,7 @@ def test_a_network_has_the_rank_it_is_asked_for() -> None:
     assert torch.linalg.matrix_rank(product, atol=1e-5) == 2
     with pytest.raises(ValueError, match="no rank 5"):
         learning_coefficient([6, 5, 4, 6], 5)
-    with pytest.raises(ValueError, match="no rank"):
+    with pytest.raises(ValueError, match="widths must be a list of whole numbers >= 1, at least 2"):
         deep_linear_network([6], 1)
 
 

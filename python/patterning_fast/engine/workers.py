@@ -60,6 +60,15 @@ def start(pool: ThreadPoolExecutor, workers: int) -> None:
             torch.set_num_threads(threads)
 
 
+def threads_here() -> int:
+    """The number of threads that torch computes on in this thread.
+
+    A thread's first look takes up what torch has noted, which a pool that is starting has changed: so it waits.
+    """
+    with starting:
+        return torch.get_num_threads()
+
+
 def compute_on_one_thread() -> None:
     """From now on, in this thread."""
     torch.get_num_threads()  # the first call takes the number for threads to come, and would later, over that set here
@@ -81,6 +90,6 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def workers(make: Callable[[], Own], device: torch.device) -> Iterator[Workers[Own]]:
     """As many workers as torch has threads, each computing on one; a single worker where `device` is no CPU."""
-    count = torch.get_num_threads() if device.type == "cpu" else 1
+    count = threads_here() if device.type == "cpu" else 1
     with one_thread_each(count) as pool:
         yield Workers(pool, count, make)

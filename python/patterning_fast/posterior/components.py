@@ -13,6 +13,7 @@ from patterning_fast.arguments import Name, checked
 from patterning_fast.domains import Holds, Mend
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior import decoders
+from patterning_fast.posterior.weights import shown
 
 Masks = Mapping[str, Tensor | None] | Iterable[str]
 
@@ -71,7 +72,7 @@ def component_of(parameters: Mapping[str, Tensor], name: str, masks: Masks) -> C
     for parameter, mask in wanted.items():
         if parameter not in parameters:
             raise ValueError(
-                f"component {name!r} names {parameter!r}, which the model lacks; it has {list(parameters)}"
+                f"component {name!r} names {parameter!r}, which the model lacks; it has {shown(parameters)}"
             )
         if mask is None:
             coordinates[parameter] = None
@@ -205,7 +206,7 @@ def resolve_components(
             if parameter not in parameters:
                 raise ValueError(
                     f"component {name!r} moves the parameter {parameter!r}, which the model lacks; "
-                    f"it has {list(parameters)}: was the component built for another model?"
+                    f"it has {shown(parameters)}: was the component built for another model?"
                 )
             if parameter not in moving:
                 raise ValueError(

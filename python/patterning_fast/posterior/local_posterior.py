@@ -15,7 +15,7 @@ from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
 from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
 from patterning_fast.posterior.probing import Probe, few_samples
-from patterning_fast.posterior.weights import weights_for
+from patterning_fast.posterior.weights import shown, weights_for
 
 
 @checked
@@ -103,9 +103,9 @@ def check_parameters(model: nn.Module) -> None:
             f"no parameter of {type(model).__name__} requires a gradient, so none may move: call "
             "model.requires_grad_(), or set requires_grad on what is to move"
         )
-    wrong = {name: str(tensor.dtype) for name, tensor in parameters.items() if tensor.dtype != torch.float32}
+    wrong = [f"{name} of {tensor.dtype}" for name, tensor in parameters.items() if tensor.dtype != torch.float32]
     if wrong:
-        raise TypeError(f"parameters must be float32, got {wrong}; use model.float()")
+        raise TypeError(f"parameters must be float32, got {shown(wrong)}; use model.float()")
     broken = [name for name, tensor in parameters.items() if not bool(torch.isfinite(tensor.detach()).all())]
     if broken:
-        raise ValueError(f"the parameters {broken} hold values that are not finite")
+        raise ValueError(f"the parameters {shown(broken)} hold values that are not finite")
