@@ -42,6 +42,8 @@ def main(minutes: float) -> int:
                     failures.setdefault(f"{line['target']}: {line['failure'][-300:]}", line["call"])
             if ended and lines:
                 failures.setdefault(f"{lines[-1]['target']}: {ended}", lines[-1]["call"])
+            spent = (time.monotonic() - started) / 60
+            print(f"{spent:5.1f} of {minutes:g} min: {sum(calls.values())} calls, {len(failures)} failures", flush=True)
     seconds = time.monotonic() - started
     for failure, call in failures.items():
         print(f"FAILED {failure}\n  by {call}")
