@@ -1,4 +1,4 @@
-"""Half an hour of calls with arguments from within and without their domains: `python -m bench.fuzz [minutes]`.
+"""Half an hour of calls with arguments from within and without their domains: `python -m bench.fuzz [minutes] [calls]`.
 
 Rounds run in processes of their own, so that one that dies or hangs is a failure that is told with its call. Prints the
 calls and failures of each target, and what failed; the exit status is 1 where anything did.
@@ -16,21 +16,21 @@ from tempfile import TemporaryDirectory
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-CALLS = 400
-"""Of a round."""
+COMMAND = ["-m", "bench.fuzz"]
+"""What a round's interpreter runs."""
 
 HANG = 300
 """Seconds after which a round of calls that each take milliseconds hangs."""
 
 
-def main(minutes: float) -> int:
+def main(minutes: float, calls_of_a_round: int) -> int:
     """Rounds until the time is up."""
     started, number, calls, failures = time.monotonic(), 0, Counter[str](), dict[str, str]()
     with TemporaryDirectory() as folder:
         while time.monotonic() - started < 60 * minutes:
             report, number = Path(folder) / f"{number}.jsonl", number + 1
             try:
-                command = [sys.executable, "-m", "bench.fuzz", "round", str(number), str(report)]
+                command = [sys.executable, *COMMAND, "round", str(number), str(report), str(calls_of_a_round)]
                 status = subprocess.run(command, timeout=HANG)
                 ended = "" if status.returncode == 0 else f"the process ended with {status.returncode}"
             except subprocess.TimeoutExpired:
@@ -52,7 +52,7 @@ def main(minutes: float) -> int:
     return int(bool(failures))
 
 
-def one_round(number: int, report: Path) -> None:
+def one_round(number: int, report: Path, number_of_calls: int) -> None:
     """Calls, each written down before it is made and again if it fails."""
     import torch
     from tests.fuzzing import Case, cases, run
@@ -62,7 +62,7 @@ def one_round(number: int, report: Path) -> None:
 
         @seed(number)
         @settings(
-            max_examples=CALLS, deadline=None, phases=[Phase.generate], database=None,
+            max_examples=number_of_calls, deadline=None, phases=[Phase.generate], database=None,
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         @given(cases())
@@ -78,6 +78,7 @@ def one_round(number: int, report: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["round"]:
-        one_round(int(sys.argv[2]), Path(sys.argv[3]))
+        one_round(int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
     else:
-        raise SystemExit(main(float(sys.argv[1]) if sys.argv[1:] else 30.0))
+        given_minutes, given_calls = (*sys.argv[1:], *("30", "400")[len(sys.argv) - 1 :])
+        raise SystemExit(main(float(given_minutes), int(given_calls)))
