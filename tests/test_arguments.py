@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import patterning_fast as pf
 from patterning_fast.arguments import Count, Estimate, KeywordsOf, Number, Positive, Seed, Share, checked, explained
 from patterning_fast.domains import Anything, Distinct, Domain, Holds, Mend, domain_of, holds
-from tests.models import language_posterior, tokens
+from tests.models import language_model, language_posterior, tokens
 from tests.public import exported, public
 
 WRONG: tuple[Any, ...] = (
@@ -269,3 +269,21 @@ def test_an_op_refuses_what_it_would_take_for_something_else(wrong: dict[str, An
     with pytest.raises((TypeError, ValueError), match=f"langevin_step: {next(iter(wrong))} must"):
         pf.ops.langevin_step(params, torch.zeros(2, 3), torch.zeros(3), **arguments)
     assert not params.any()
+
+
+def test_what_fuzzing_found_is_told_so() -> None:
+    """Of calls that ended in others' tracebacks."""
+    posterior = language_posterior()
+    heads = pf.attention_heads(posterior.model)
+    chi = pf.linear_response(posterior, pf.SGLD(1e-3), components=heads, draws=2, burn_in=0, progress=False)
+    modes = pf.modes(chi)
+    with pytest.raises(TypeError, match="weights must be an array of numbers, got None"):
+        pf.training_response({"a": [1.0]}, None, units=["a", "b"], counts=[1, 1])  # type: ignore[arg-type]
+    with pytest.raises(TypeError) as caught:
+        pf.invert(chi, lambda moved: None, strength=0.1)  # type: ignore[arg-type,return-value]
+    assert "invert: target failed, which must take dμ" in caught.value.__notes__[0]
+    with pytest.raises(ValueError, match=r"there are \d modes and 0 others"):
+        pf.match_modes(modes, pf.Modes(modes.table.isel(mode=slice(0))))
+    with pytest.raises(RuntimeError) as caught_step:
+        pf.train(language_model(), tokens(), pf.losses.next_token, steps=1, batch_size=2, lr=3e38, progress=False)
+    assert "optimizer.step() failed" in caught_step.value.__notes__[0]

@@ -16,7 +16,7 @@ import functools
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -184,6 +184,15 @@ def way_out(name: str, refused: Refused, signature: inspect.Signature | None) ->
     if parameter.default is None:
         return "leave it out"
     return f"leave it out for its default, {shown(parameter.default, typed=False)}"
+
+
+def read_keywords(owner: str, keywords: Mapping[str, Any], function: Callable[..., object]) -> dict[str, Any]:
+    """Arguments for a checked function that is called later, read now; raises as that would."""
+    known: dict[str, Domain] = function.domains()  # type: ignore[attr-defined]
+    for name, value in keywords.items():
+        if name not in known:
+            raise unknown(owner, name, value, list(known))
+    return {name: argument(owner, name, known[name], value, None) for name, value in keywords.items()}
 
 
 def unknown(owner: str, name: str, value: object, names: Sequence[str]) -> TypeError:

@@ -426,7 +426,7 @@ class Conditioned(Domain):
                 refused.mend = refused.mend if refused.mend.startswith("that is a class") else self.mend or refused.mend
             raise
         for condition in self.conditions:
-            if not (value is None or condition.holds(value)):
+            if not condition.holds(value) if value is not None else isinstance(condition, Kind):
                 failure = Refused(self.failed, given, self, self.mend or getattr(condition, "mend", ""))
                 failure.expected = self.expected_by(condition)
                 raise failure

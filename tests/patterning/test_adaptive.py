@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,7 @@ def test_cut_short_anywhere_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch
     (tmp_path / "sampling" / "mine").write_text("not the run's")
     resumed, cut_offs, whole, decisions = None, 0, pf.sample, []
 
+    @functools.wraps(pf.sample)
     def cut_short(*arguments: Any, **options: Any) -> Any:
         """Sampling that is interrupted once it is done, and once before, for every decision."""
         decisions.append(options["checkpoint"])
@@ -371,9 +373,9 @@ def test_cut_short_anywhere_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch
         ({"hold": 0.0}, ValueError, "hold must be a finite number other than 0"),
         ({"coordinate": "rlct"}, ValueError, r"coordinate must be one of \['mu', 'llc'\], got 'rlct'; sample"),
         ({"inversion": {"strength": 1.0}}, ValueError, "inversion must leave strength to train_towards"),
-        ({"inversion": {"caps": 1.0}}, TypeError, "unexpected keyword argument 'caps'"),
+        ({"inversion": {"caps": 1.0}}, TypeError, "got caps=1.0"),
         ({"estimate": sampling(probes={})}, ValueError, "the sampling must leave probes out"),
-        ({"estimate": sampling(draw=1)}, TypeError, "unexpected keyword argument 'draw'"),
+        ({"estimate": sampling(draw=1)}, TypeError, "got draw=1 .*did you mean draws"),
         ({"weights": torch.ones(SAMPLES)}, ValueError, "decides on the weights: leave weights out"),
         ({"estimate": lambda model: (Plant().chi, Plant().chi)}, ValueError, r"must be what llc\(\) or .* missing"),
     ],

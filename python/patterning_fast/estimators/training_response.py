@@ -49,7 +49,7 @@ def training_response(
     """
     rho, size = np.asarray(weights, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     values = {key: np.asarray(each, dtype=np.float64) for key, each in outcomes.items()}
-    runs = len(rho)
+    runs = rho.shape[0] if rho.ndim else 0
     if rho.ndim != 2 or rho.shape[1] != len(units) or size.shape != (len(units),) or not (size > 0).all():
         raise ValueError(
             f"weights must be [runs, {len(units)}] with as many positive counts, got {list(rho.shape)} and {size}"

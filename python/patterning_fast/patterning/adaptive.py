@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor, nn
 
-from patterning_fast.arguments import Count, Estimate, KeywordsOf, NonNegative, Positive, Whole, checked
+from patterning_fast.arguments import Count, Estimate, KeywordsOf, NonNegative, Positive, Whole, checked, read_keywords
 from patterning_fast.callbacks import calling, returned
 from patterning_fast.domains import Holds, NotZero
 from patterning_fast.engine.checkpoint import checkpoint_folder, discard
@@ -167,7 +166,7 @@ def train_towards(
         progress=bool(training.get("progress", True)),
     )
     controller.check(model)
-    inspect.signature(train).bind_partial(**training)
+    training = read_keywords("train_towards", training, train)
     history = train(model, data, loss, steps=steps, reweighing=controller, **training)
     controller.discard_sampling()
     return AdaptiveRun(controller.decisions(), history, controller.weights)
@@ -223,7 +222,7 @@ class Controller:
         """Raise ValueError or TypeError for what cannot work, as far as it can be told without an estimate."""
         if taken := sorted({"chi", "target", "strength"} & self.inversion.keys()):
             raise ValueError(f"inversion must leave {' and '.join(taken)} to train_towards, which has its own")
-        inspect.signature(invert).bind_partial(**self.inversion)
+        self.inversion = read_keywords("train_towards: inversion", self.inversion, invert)
         if not isinstance(self.estimate, PosteriorSampling):
             return
         arguments = self.estimate.arguments
@@ -232,7 +231,7 @@ class Controller:
                 f"the sampling must leave {' and '.join(taken)} out: χ is of the data that weights are for, and its "
                 "checkpoints and progress are those of train_towards"
             )
-        inspect.signature(sample).bind_partial(**arguments)
+        read_keywords("PosteriorSampling", arguments, sample)
         known = [*OF_LOSSES, *arguments.get("observables", {})]
         if self.coordinate not in known:
             raise ValueError(

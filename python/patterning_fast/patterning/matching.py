@@ -40,6 +40,8 @@ def match_modes(modes: Modes, others: Modes, *, seed: Seed = 0) -> xr.Dataset:
     """
     ours, theirs = modes.table["data_loading"], others.table["data_loading"]
     check_same_data(ours, theirs)
+    if not len(modes) or not len(others):
+        raise ValueError(f"there are {len(modes)} modes and {len(others)} others: at least one of each can be matched")
     cosines = ours.values.astype(np.float64) @ theirs.values.astype(np.float64).T
     number, other_number, data = len(modes), len(others), ours.shape[1]
     partner = np.full(number, -1)

@@ -12,6 +12,7 @@ import scipy.optimize
 import xarray as xr
 
 from patterning_fast.arguments import Number, checked
+from patterning_fast.callbacks import calling
 from patterning_fast.domains import Mend
 from patterning_fast.patterning.modes import Mode
 from patterning_fast.patterning.regularization import Spectrum
@@ -114,7 +115,9 @@ def towards_minimum(
     moves = spectrum.noise[:, None] * spectrum.left[:, kept] * (spectrum.signal * spectrum.singular)[kept]
 
     def value(amounts: np.ndarray) -> float:
-        found = float(objective(xr.DataArray(radius * (moves @ amounts), {"component": components}, ("component",))))
+        moved = xr.DataArray(radius * (moves @ amounts), {"component": components}, ("component",))
+        with calling("invert: target", "take dμ, a DataArray along component, and return a number"):
+            found = float(objective(moved))
         if not math.isfinite(found):
             raise ValueError(f"the target's function must give a finite number, got {found}")
         return found

@@ -167,7 +167,8 @@ def train(
             total.backward()
             if max_grad_norm is not None:
                 clip_grad_norm_(model.parameters(), max_grad_norm)
-            update.step()
+            with calling("train: optimizer.step()", f"take a step at lr={lr}"):
+                update.step()
             if scheduler:
                 scheduler.step()
             state.recent_losses.append(total.detach())
