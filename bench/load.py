@@ -5,7 +5,8 @@ differentiates some chains, inverts χ of some components, and trains. `python -
 
 What must stay flat is judged over the second half. Memory is flat where the slope of a straight line, with two errors
 added, is below 1 % an hour; it grows where the slope is above that with two errors taken off; else the run was too
-short to tell. Files and threads are flat where there are never more than after the first rounds.
+short to tell. Files and threads are flat where there are never more than after the first rounds. Runs make threads, and
+glibc gives each an arena that fragments: with MALLOC_ARENA_MAX=1 what is left is what leaks.
 """
 
 from __future__ import annotations
@@ -216,6 +217,7 @@ def main() -> None:
     if not given.quick:
         result = {
             "machine": machine(),
+            "arenas": os.environ.get("MALLOC_ARENA_MAX", "as many as glibc makes"),
             "versions": {package: version(package) for package in ("patterning_fast", "torch", "numpy")},
             "size": asdict(size),
             "minutes": given.minutes,
