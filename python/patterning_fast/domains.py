@@ -425,8 +425,10 @@ class Conditioned(Domain):
                 refused.domain = self
                 refused.mend = refused.mend if refused.mend.startswith("that is a class") else self.mend or refused.mend
             raise
+        if value is None and isinstance(self.domain, UnionDomain):  # which has allowed it
+            return None
         for condition in self.conditions:
-            if not condition.holds(value) if value is not None else isinstance(condition, Kind):
+            if not condition.holds(value):
                 failure = Refused(self.failed, given, self, self.mend or getattr(condition, "mend", ""))
                 failure.expected = self.expected_by(condition)
                 raise failure

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from patterning_fast.chains.plan import ChainPlan
+from patterning_fast.posterior.components import coordinates
 
 
 class ChainBank:
@@ -21,13 +22,7 @@ class ChainBank:
         base = {name: tensor.detach() for name, tensor in parameters.items()}
         device = next(iter(base.values())).device
         packed = [
-            torch.cat(
-                [
-                    base[name].flatten() if index is None else base[name].flatten()[index.to(device)]
-                    for name, index in each.coordinates.items()
-                ]
-            )
-            for each in plan.components
+            torch.cat([values.flatten() for values in coordinates(each, base).values()]) for each in plan.components
         ]
         rows_each = plan.chains * len(plan.settings)
         sizes = torch.tensor([row.numel() for row in packed], dtype=torch.int64)

@@ -14,12 +14,12 @@ from patterning_fast.engine.ensemble import Ensemble, at_center, gradient_noise
 from patterning_fast.engine.evaluation import EvaluationSet, losses_at_center
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
-from patterning_fast.engine.trial import Truth, coordinates
+from patterning_fast.engine.trial import Truth
 from patterning_fast.engine.workers import Workers
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.traces import ChainTraces
 from patterning_fast.ops.dense_stack import DenseStack, Steps
-from patterning_fast.posterior.components import Component
+from patterning_fast.posterior.components import Component, coordinates
 from patterning_fast.posterior.data import take
 from patterning_fast.posterior.dense import NotDense, dense_stack, joined
 from patterning_fast.posterior.local_posterior import LocalPosterior
@@ -150,11 +150,11 @@ def native_ensemble(
         raise NotDense(f"the precision is {options.precision}")
     if type(sampler) not in SAMPLERS:
         raise NotDense(f"{type(sampler).__name__} is not one of the library's samplers: its update runs in torch")
-    check_same_model(posterior, plan.components)
     chains = plan.chains * len(plan.settings)
     model = posterior.model, posterior.loss, plan.components, chains
     stack = dense_stack(*model, posterior.data, posterior.weights)
     of_sets = dense_stack(*model, joined([each.data for each in sets]), None)
+    check_same_model(posterior, plan.components)
     bank, state = at_center(posterior, sampler, plan, options)
     replicas = plan.replica_units().repeat(plan.cells).to(bank.params.device)
     return NativeEnsemble(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from patterning_fast.engine.suffix import Modules, Suffix, SuffixError, WholeModel, layers_of, suffixes_for
-from patterning_fast.posterior.components import Component
+from patterning_fast.posterior.components import Component, coordinates
 from patterning_fast.posterior.data import sample_count, take
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch
@@ -53,14 +53,6 @@ class Truth:
             if index is not None:
                 parameters[name] = base.flatten().index_copy(0, index.to(base.device), moved[name]).view(base.shape)
         return parameters
-
-
-def coordinates(component: Component, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What of the parameters is a component's, by parameter."""
-    return {
-        name: parameters[name] if index is None else parameters[name].flatten()[index.to(parameters[name].device)]
-        for name, index in component.coordinates.items()
-    }
 
 
 class Trial:

@@ -124,6 +124,14 @@ def check_index(component: str, parameter: str, index: Tensor) -> None:
         )
 
 
+def coordinates(component: Component, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What of the parameters is a component's, by parameter."""
+    return {
+        name: parameters[name] if index is None else parameters[name].flatten()[index.to(parameters[name].device)]
+        for name, index in component.coordinates.items()
+    }
+
+
 def may_move(model: nn.Module) -> dict[str, Tensor]:
     """The parameters that require a gradient; all, where none does."""
     parameters: dict[str, Tensor] = dict(model.named_parameters())

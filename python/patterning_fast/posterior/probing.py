@@ -51,35 +51,31 @@ class Probe:
     def check(self, parameters: list[str], random_loss: bool) -> None:
         """Raise ValueError unless the loss is deterministic, of each sample alone, and differentiable by whatever
         of the named parameters it depends on. With `random_loss` only a missing gradient is told."""
-        self.check_leaves_state()
+        self.losses()  # what is made at the first call may be kept
+        with left_alone(self.model, "the loss"):
+            losses = self.losses()
         if not random_loss:
-            self.check_deterministic()
-            self.check_each_sample_alone()
+            self.check_deterministic(losses)
+            self.check_each_sample_alone(losses)
         self.check_gradient(parameters, random_loss)
 
     def losses(self, model: nn.Module | None = None, batch: Batch | None = None) -> Tensor:
         with torch.no_grad():
             return evaluated(self.loss, model or self.model, self.batch if batch is None else batch)
 
-    def check_leaves_state(self) -> None:
-        """Parameters and buffers must be the same after an evaluation."""
-        self.losses()  # what is made at the first call may be kept
-        with left_alone(self.model, "the loss"):
-            self.losses()
-
-    def check_deterministic(self) -> None:
-        first, again = self.losses(), self.losses()
-        if differ(first, again, REPEATED):
+    def check_deterministic(self, losses: Tensor) -> None:
+        again = self.losses()
+        if differ(losses, again, REPEATED):
             raise ValueError(
                 "the loss is random: two calls on the same samples differ by up to "
-                f"{largest_difference(first, again):.2g}; take the random numbers out of it (dropout that stays on in "
+                f"{largest_difference(losses, again):.2g}; take the random numbers out of it (dropout that stays on in "
                 "eval mode, noise, a state that it keeps), or pass random_loss=True and have that noise in every "
                 "estimate"
             )
 
-    def check_each_sample_alone(self) -> None:
+    def check_each_sample_alone(self, losses: Tensor) -> None:
         """A permuted batch and half of it must give the same losses."""
-        count, losses = sample_count(self.batch), self.losses()
+        count = sample_count(self.batch)
         turned = torch.arange(count).roll(1)
         for which, what in ((turned, "in another order"), (torch.arange((count + 1) // 2), "with half of the others")):
             found, expected = self.losses(batch=take(self.batch, which)), losses[which.to(losses.device)]

@@ -124,7 +124,7 @@ class Langevin:
 
     def rule(self, state: LangevinState) -> ops.RMSProp | ops.SGHMC | ops.SGNHT | None:
         """The rule of `ops.langevin_step` that it follows, on its state; None for SGLD's."""
-        raise NotImplementedError
+        return None
 
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0."""

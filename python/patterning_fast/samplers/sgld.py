@@ -36,9 +36,6 @@ class SGLD(Langevin):
             raise ValueError("gradient_noise_correction needs per-sample gradients: call update_row for every row")
         super().update(bank, state)
 
-    def rule(self, state: LangevinState) -> None:
-        """None: `langevin_step`'s own."""
-
     def update_row(self, bank: ChainBank, state: LangevinState, row: Whole, per_sample_grads: Tensor) -> Tensor:
         """One corrected step of one chain, at `state.step`, which is left to the caller to advance after all rows.
 

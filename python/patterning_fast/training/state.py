@@ -31,6 +31,7 @@ from patterning_fast.engine.identity import (
 )
 from patterning_fast.posterior.data import take
 from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.posterior.probing import named_tensors
 
 Metrics = Callable[[nn.Module], dict[str, float]]
 
@@ -218,8 +219,3 @@ def optimizer_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [
         {name: described(each) for name, each in group.items() if name != "params"} for group in optimizer.param_groups
     ]
-
-
-def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
