@@ -64,6 +64,17 @@ class ChainBank:
                 if grad is not None:
                     own += grad
 
+    def by_row(self, values: Tensor) -> Tensor:
+        """Sums over each row of numbers in the places of `params`, `[rows]`."""
+        found, each = [], self.plan.chains * len(self.plan.settings)
+        for first in range(0, self.plan.rows, each):
+            found.append(values[self.starts[first] : self.starts[first + each]].view(each, -1).sum(1))
+        return torch.cat(found)
+
+    def spread(self, of_rows: Tensor) -> Tensor:
+        """A value of each row `[rows]`, at all its places in `params`."""
+        return of_rows.repeat_interleave(self.row_starts.diff(), output_size=self.params.numel())
+
     def distances(self) -> Tensor:
         """|w − w*| of each row, `[rows]`."""
         found, each = [], self.plan.chains * len(self.plan.settings)

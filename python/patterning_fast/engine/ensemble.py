@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -46,6 +47,14 @@ class Ensemble(ABC):
     @abstractmethod
     def advance(self, pool: Workers[Runners], steps: int) -> None:
         """Steps of every chain."""
+
+    @abstractmethod
+    def add_gradients(self, pool: Workers[Runners]) -> None:
+        """Add the gradients of all chains' minibatch losses at the present step to those of the bank."""
+
+    @abstractmethod
+    def evaluated_rows(self, pool: Workers[Runners]) -> Iterator[tuple[slice, Tensor]]:
+        """Losses of all sets where the chains are, in float32: some rows, and theirs `[rows, losses]`, at a time."""
 
     @abstractmethod
     def measure_tile(self, pool: Workers[Runners]) -> None:

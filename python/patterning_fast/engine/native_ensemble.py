@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,6 +133,14 @@ class NativeEnsemble(Ensemble):
             "steps": steps,
             "gradient_noise_correction": self.corrects_noise,
         }
+
+    def add_gradients(self, pool: Workers[Runners]) -> None:
+        ops.dense_steps(self.stack, *self.bank_tensors, **self.steps(0))
+
+    def evaluated_rows(self, pool: Workers[Runners]) -> Iterator[tuple[slice, Tensor]]:
+        losses = self.bank.params.new_empty(self.plan.rows, self.reference.numel())
+        ops.dense_losses(self.of_sets, self.bank.params, self.bank.row_starts, losses)
+        yield slice(0, self.plan.rows), losses
 
     def measure_tile(self, pool: Workers[Runners]) -> None:
         """A kernel runs one chain at a time."""

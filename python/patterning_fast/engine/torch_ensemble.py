@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -68,14 +68,16 @@ class TorchEnsemble(Ensemble):
 
     def step(self, pool: Workers[Runners]) -> None:
         """One step of every chain."""
-        samples = self.minibatches()
         if isinstance(self.sampler, SGLD) and self.sampler.gradient_noise_correction:
-            self.corrected_updates(pool, samples)
+            self.corrected_updates(pool, self.minibatches())
         else:
-            self.accumulate_gradients(pool, samples, range(self.plan.chains), int(self.tile))
+            self.add_gradients(pool)
             if not self.options.shared_minibatches and self.plan.units > 1 and int(self.state.step) == 0:
                 self.traces.gradient_noise = gradient_noise(self.bank)
             self.sampler.update(self.bank, self.state)
+
+    def add_gradients(self, pool: Workers[Runners]) -> None:
+        self.accumulate_gradients(pool, self.minibatches(), range(self.plan.chains), int(self.tile))
 
     def corrected_updates(self, pool: Workers[Runners], samples: Tensor) -> None:
         """One step of every chain from the gradients of each sample of its minibatch."""
@@ -194,6 +196,11 @@ class TorchEnsemble(Ensemble):
         tiles = self.plan.tiles(block, int(self.tile))
         pool.each(one, [rows for rows in tiles if not all(self.traces.diverged[rows])])
 
+    def evaluated_rows(self, pool: Workers[Runners]) -> Iterator[tuple[slice, Tensor]]:
+        for block in self.blocks():
+            self.evaluate(pool, block, "float32")
+            yield slice(block.start, block.stop), self.losses[: len(block)]
+
     def measure_tile(self, pool: Workers[Runners]) -> None:
         """Set the tile: as wanted, or that with which the chains' gradients at w* take least time."""
         if self.options.tile is not None:
@@ -217,10 +224,14 @@ def torch_ensemble(
     sets: list[EvaluationSet],
     options: Options,
     pool: Workers[Runners],
+    recorded: Recordings | None = None,
 ) -> TorchEnsemble:
-    """An ensemble with all chains at w*."""
+    """An ensemble with all chains at w*; what is recorded of its sets may be there already."""
     reference = losses_at_center(posterior, sets, pool, options.precision)
     sets = joined(sets, posterior)
+    if recorded is None:
+        data = [each.data for each in sets]
+        recorded = recordings(posterior, plan.components, data, options.recording_bytes, pool)
     bank, state = at_center(posterior, sampler, plan, options)
     return TorchEnsemble(
         posterior=posterior,
@@ -229,7 +240,7 @@ def torch_ensemble(
         bank=bank,
         state=state,
         sets=sets,
-        recordings=recordings(posterior, plan.components, [each.data for each in sets], options.recording_bytes, pool),
+        recordings=recorded,
         reference=reference,
         traces=ChainTraces.empty(plan, options.draws),
         options=options,

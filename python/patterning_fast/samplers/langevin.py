@@ -114,6 +114,15 @@ class Sampler(Protocol):
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
 
 
+@dataclass
+class Adjoint:
+    """Derivatives of what is wanted by the state after a step, in the places of `bank.params`."""
+
+    position: Tensor
+    momentum: Tensor | None = None
+    """Where the sampler has one."""
+
+
 @checked
 class Langevin:
     """What the samplers of this library share: a step is `ops.langevin_step` by the sampler's own rule."""

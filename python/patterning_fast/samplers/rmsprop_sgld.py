@@ -12,7 +12,7 @@ from patterning_fast import ops
 from patterning_fast.arguments import Positive, Seed, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.domains import Within
-from patterning_fast.samplers.langevin import Langevin, LangevinState
+from patterning_fast.samplers.langevin import Adjoint, Langevin, LangevinState
 
 
 @dataclass(frozen=True)
@@ -39,3 +39,14 @@ class RMSPropSGLD(Langevin):
     def rule(self, state: LangevinState) -> ops.RMSProp:
         assert state.memory is not None
         return ops.RMSProp(state.memory, self.decay, self.stability, self.bias_correction)
+
+    def force(self, bank: ChainBank, state: LangevinState, adjoint: Adjoint, grads: Tensor) -> Tensor:
+        """What the step does with ∇U, turned round: half of each coordinate's step size times the adjoint.
+
+        Step sizes are held as the chain has had them: they do not answer to the data, as noise does not.
+        """
+        assert state.memory is not None
+        second = self.decay * state.memory + (1 - self.decay) * grads.square()
+        if self.bias_correction:
+            second /= 1 - self.decay ** (int(state.step) + 1)
+        return bank.spread(state.lr / 2) / (second.sqrt_() + self.stability) * adjoint.position

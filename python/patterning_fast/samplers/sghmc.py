@@ -10,7 +10,7 @@ from torch import Tensor
 from patterning_fast import ops
 from patterning_fast.arguments import Positive, Seed, Share, checked
 from patterning_fast.chains.bank import ChainBank
-from patterning_fast.samplers.langevin import Langevin, LangevinState
+from patterning_fast.samplers.langevin import Adjoint, Langevin, LangevinState
 
 
 @dataclass(frozen=True)
@@ -34,3 +34,12 @@ class SGHMC(Langevin):
     def rule(self, state: LangevinState) -> ops.SGHMC:
         assert state.memory is not None
         return ops.SGHMC(state.memory, self.friction)
+
+    def force(self, bank: ChainBank, state: LangevinState, adjoint: Adjoint, grads: Tensor) -> Tensor:
+        """What the step does with ∇U, turned round: lr·adjoint of the new momentum, which is taken back over it too."""
+        if adjoint.momentum is None:
+            adjoint.momentum = torch.zeros_like(adjoint.position)
+        new = adjoint.momentum.add_(adjoint.position)  # the position moves by the new momentum
+        force = bank.spread(state.lr) * new
+        new.mul_(1 - self.friction)
+        return force

@@ -11,7 +11,7 @@ from torch import Tensor
 from patterning_fast import ops
 from patterning_fast.arguments import Positive, Whole, checked
 from patterning_fast.chains.bank import ChainBank
-from patterning_fast.samplers.langevin import Langevin, LangevinState
+from patterning_fast.samplers.langevin import Adjoint, Langevin, LangevinState
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,10 @@ class SGLD(Langevin):
         if self.gradient_noise_correction:
             raise ValueError("gradient_noise_correction needs per-sample gradients: call update_row for every row")
         super().update(bank, state)
+
+    def force(self, bank: ChainBank, state: LangevinState, adjoint: Adjoint, grads: Tensor) -> Tensor:
+        """What the step does with ∇U, turned round: lr/2·adjoint, in the places of `bank.params`."""
+        return bank.spread(state.lr / 2) * adjoint.position
 
     def update_row(self, bank: ChainBank, state: LangevinState, row: Whole, per_sample_grads: Tensor) -> Tensor:
         """One corrected step of one chain, at `state.step`, which is left to the caller to advance after all rows.

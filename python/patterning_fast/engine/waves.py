@@ -1,0 +1,186 @@
+"""Waves of chains: run from w*, gone back along, and kept; as many as are wanted, or as it takes."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from patterning_fast.engine.checkpoint import Checkpoint
+from patterning_fast.engine.goal import Goal, Known, Wave, next_wave, root_mean_square
+from patterning_fast.engine.identity import check_losses
+from patterning_fast.engine.recording import Runners
+from patterning_fast.engine.responding import Responding
+from patterning_fast.engine.sweep import Sweep
+from patterning_fast.engine.trajectory import Trajectory
+from patterning_fast.engine.workers import Workers
+from patterning_fast.estimators.response import Found, reliability
+from patterning_fast.progress import Progress
+
+
+@dataclass
+class Waves:
+    """Chains that are differentiated so many at a time, and the checkpoint of what has been found."""
+
+    chosen: Responding
+    center_losses: Tensor
+    bar: Progress
+    saved: Checkpoint | None
+    pieces: list[dict[str, Tensor]] = field(default_factory=list)
+    """What has been found of chains that ran together."""
+    wave: Wave = field(default_factory=lambda: Wave([], 0))
+    """What is wanted now: `chains` in all of some components."""
+    under_way: dict[str, Tensor] = field(default_factory=dict)
+    """Saved of chains in the middle of their way back."""
+    before: float = 0.0
+    """Seconds that were spent before this run was resumed."""
+    started: float = field(default_factory=time.monotonic)
+    stopped: str = ""
+    """Why waves have ended."""
+
+    @property
+    def seconds(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    @property
+    def sweep_steps(self) -> int:
+        """Steps of the way back."""
+        return self.chosen.storage.steps
+
+    def resume(self) -> None:
+        """Take up what was saved; raises ValueError for other losses at w*."""
+        state = self.saved.load() if self.saved else None
+        if self.saved is None or state is None:
+            return
+        check_losses(state.pop("center_losses"), self.center_losses)
+        self.chosen.tile.copy_(state.pop("tile"))
+        self.before = float(state.pop("seconds"))
+        self.wave = Wave(state.pop("wave.components").tolist(), int(state.pop("wave.chains")))
+        for number in range(self.saved.draws_done // self.sweep_steps):
+            prefix = f"{number}."
+            names = [name for name in state if name.startswith(prefix)]
+            self.pieces.append({name.removeprefix(prefix): state.pop(name) for name in names})
+        self.under_way = state
+
+    def until(self, goal: Goal | None, chains: int, pool: Workers[Runners]) -> None:
+        """Run the chains that are wanted, or, with a goal, waves until it is reached or its budget is spent."""
+        if not self.wave.chains:
+            self.wave = Wave(list(range(len(self.chosen.plan.components))), chains)
+        while True:
+            self.run_wave(pool)
+            if goal is None:
+                return
+            known = [self.known(each) for each in range(len(self.chosen.plan.components))]
+            more = self.next_of(goal, known)
+            if more is None:
+                return
+            self.tell(goal, known)
+            self.wave = Wave(more.components, self.ran(more.components[0]) + more.chains)
+
+    def next_of(self, goal: Goal, known: list[Known]) -> Wave | None:
+        """The next wave; None with the reason why there is none."""
+        names = [each.name for each in self.chosen.plan.components]
+        ran = [self.ran(each) for each in range(len(names))]
+        each = self.seconds / max(1, sum(ran))
+        together = self.chosen.plan.chains_per_draw
+        more = next_wave(names, known, goal, ran, together, each, goal.most_seconds - self.seconds)
+        reached = all(goal.reached(name, own) for name, own in zip(names, known, strict=True))
+        if more is None:
+            out_of_chains = next_wave(names, known, goal, ran, together, each, math.inf) is None
+            self.stopped = "reached" if reached else "max_chains" if out_of_chains else "max_seconds"
+        return more
+
+    def tell(self, goal: Goal, known: list[Known]) -> None:
+        """Say how far the slowest component has come, and how much is likely to be left."""
+        names = [each.name for each in self.chosen.plan.components]
+        at = min(range(len(names)), key=lambda each: goal.share(names[each], known[each]))
+        now = known[at]
+        self.bar.set_description(
+            f"differentiating chains: {names[at]} has reliability {now.reliability:.2f}, error {now.error:.2g}"
+        )
+
+    def ran(self, component: int) -> int:
+        """Chains of a component that are done."""
+        return sum(
+            piece["diverged"].shape[1] for piece in self.pieces if component in piece["components"].tolist()
+        )
+
+    def run_wave(self, pool: Workers[Runners]) -> None:
+        """The chains of a wave that are not done yet, as many at a time as there is memory for."""
+        components, chosen = self.wave.components, self.chosen
+        left = self.wave.chains - self.ran(components[0])
+        self.bar.total = 2 * self.sweep_steps * (sum(map(self.ran, range(len(chosen.plan.components)))) + left * len(components))
+        while left > 0:
+            number, keep_every = chosen.chains_at_once(components, left, pool)
+            self.differentiate(components, number, keep_every, pool)
+            left -= number
+
+    def differentiate(self, components: list[int], chains: int, keep_every: int, pool: Workers[Runners]) -> None:
+        """Run chains of some components, and go back along them from where a run before was cut short."""
+        moving = self.chosen.ensemble(components, chains, self.ran(components[0]), pool)
+        rows, first = moving.plan.rows, len(self.pieces) * self.sweep_steps
+        trajectory = Trajectory(moving, self.chosen.storage, keep_every)
+        trajectory.run(pool, lambda: self.bar.update(rows))
+        sweep, swept = Sweep(moving, trajectory, self.chosen.wanted(moving)), 0
+        if self.saved and not self.saved.last:
+            self.saved.reserve(self.tensors(sweep))
+        if self.under_way and self.saved:
+            sweep.load(self.under_way)
+            swept, self.under_way = self.saved.draws_done - first, {}
+            self.bar.update(rows * swept)
+        while swept < self.sweep_steps:
+            sweep.back(pool, self.sweep_steps - 1 - swept)
+            swept += 1
+            self.bar.update(rows)
+            if self.saved and self.saved.due() and swept < self.sweep_steps:
+                self.saved.save(first + swept, self.tensors(sweep))
+        self.pieces.append(piece_of(components, sweep))
+        if self.saved:
+            self.saved.save(first + swept, self.tensors(None))
+
+    def tensors(self, sweep: Sweep | None) -> dict[str, Tensor]:
+        """All that a run goes on with, that of chains on their way back included."""
+        found = {f"{number}.{name}": each for number, piece in enumerate(self.pieces) for name, each in piece.items()}
+        own = {
+            "center_losses": self.center_losses, "tile": self.chosen.tile,
+            "seconds": torch.tensor(self.seconds, dtype=torch.float64),
+            "wave.components": torch.tensor(self.wave.components, dtype=torch.int64),
+            "wave.chains": torch.tensor(self.wave.chains, dtype=torch.int64),
+        }  # fmt: skip
+        return found | own | (sweep.tensors() if sweep else {})
+
+    def found(self, component: int) -> Found:
+        """What all chains of a component say."""
+        return Found.joined([
+            {name: each[piece["components"].tolist().index(component)] for name, each in piece.items() if name != "components"}
+            for piece in self.pieces if component in piece["components"].tolist()
+        ])  # fmt: skip
+
+    def known(self, component: int) -> Known:
+        """How well a component is known."""
+        found = self.found(component)
+        alive = int(found.alive.sum())
+        if alive < 2:
+            return Known(alive, math.nan, math.inf)
+        error = root_mean_square((found.chi[found.alive].std(0) / alive**0.5).numpy())
+        return Known(alive, reliability(found), error)
+
+
+def piece_of(components: list[int], sweep: Sweep) -> dict[str, Tensor]:
+    """What a sweep has found, by component and unit; on the CPU."""
+    plan = sweep.moving.plan
+    found = {
+        "response": sweep.by_unit(sweep.response),
+        "loss_response": sweep.by_unit(sweep.loss_response[:, None]).squeeze(2),
+        "means": sweep.by_unit(sweep.means),
+        "phi": sweep.phi.view(plan.cells, plan.chains, -1),
+        "shares": sweep.shares,
+        "sizes": sweep.sizes.view(plan.cells, plan.chains, 2),
+        "errors": sweep.errors,
+        "diverged": sweep.moving.traces.diverged.view(plan.cells, plan.chains),
+        "components": torch.tensor(components, dtype=torch.int64),
+    }
+    return {name: each.detach().cpu().clone() for name, each in found.items()}
