@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import patterning_fast as pf
+from patterning_fast.chains.plan import Setting, chain_plan
 from patterning_fast.engine.torch_ensemble import TorchEnsemble
+from patterning_fast.engine.trajectory import Storage
 from patterning_fast.ops.reference.minibatch import minibatch
-from patterning_fast.ops.reference.philox import Stream
+from patterning_fast.posterior.components import resolve_components
 from tests.models import language_model, language_posterior, tokens
 
 DATUM = tokens(2, seed=5)
@@ -47,31 +50,30 @@ def roughness(model: nn.Module) -> Tensor:
 
 
 class Chains:
-    """Chains in double precision, by a loop of their own, whose data can be up-weighted."""
+    """A chain in double precision, by a loop of its own; one datum can be up-weighted and another down-weighted."""
 
     def __init__(self, posterior: pf.LocalPosterior, sampler: Any, options: dict[str, Any], apart: int) -> None:
-        self.posterior, self.sampler, self.options = posterior, sampler, options
+        self.posterior, self.sampler, self.options, self.apart = posterior, sampler, options, apart
         self.model = posterior.model.double()
         self.base = {name: each.detach().clone() for name, each in self.model.named_parameters()}
         self.steps = (options["burn_in"] + options["draws"]) * apart
-        self.begun, self.apart = options["burn_in"] * apart, apart
-        plan = pf.chains.plan.chain_plan(
-            pf.posterior.components.resolve_components(self.model, None, posterior.moving), options["chains"], False,
-            None, (pf.chains.plan.Setting(sampler.lr, posterior.n_beta, posterior.localization),),
-        )  # fmt: skip
-        self.ids = plan.chain_ids()
-        self.step_sizes: dict[tuple[int, int], list[Tensor]] = {}
+        self.begun = options["burn_in"] * apart
+        full = resolve_components(self.model, None, posterior.moving)
+        setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
+        self.ids = chain_plan(full, options["chains"], False, None, (setting,)).chain_ids()
+        self.step_sizes: list[dict[str, Tensor]] = []
+        """RMSProp's, of the chain when nothing was up-weighted, which ran first."""
 
-    def samples(self, chain: int, step: int, stream: Stream, count: int) -> Tensor:
-        at = torch.tensor(step, dtype=torch.int64)
-        seed = torch.tensor(0, dtype=torch.int64)
-        return minibatch(seed, torch.tensor([chain]), at, self.options["batch_size"], count, stream)[0]
+    def batch(self, chain: int, step: int) -> Any:
+        """The minibatch of a step."""
+        seed, at = torch.tensor(0, dtype=torch.int64), torch.tensor(step, dtype=torch.int64)
+        index = minibatch(seed, torch.tensor([chain]), at, self.options["batch_size"], count(self.posterior.data))
+        return taken(self.posterior.data, index[0])
 
-    def mean(self, chain: int, observable: Any, up: float, datum: Any) -> float:
-        """Mean of an observable over the chain's steps, with datum up-weighted by `up` in what the chain feels."""
-        posterior, lr, names = self.posterior, self.sampler.lr, list(self.base)
+    def mean(self, chain: int, observable: Observable, up: float, data: Any) -> float:
+        """Mean of an observable over the chain's steps, while the first of two data weighs more and the second less."""
+        posterior, lr, sampler = self.posterior, self.sampler.lr, self.sampler
         here = {name: each.clone().requires_grad_() for name, each in self.base.items()}
-        size = sum(each.numel() for each in here.values())
         second, momentum = ({name: torch.zeros_like(each) for name, each in here.items()} for _ in range(2))
         values = []
         for step in range(self.steps + 1):
@@ -79,43 +81,43 @@ class Chains:
                 values.append(float(value.detach()))
             if step == self.steps:
                 break
-            batch = taken(posterior.data, self.samples(chain, step, Stream.minibatch, count(posterior.data)))
-            felt = self.losses(here, batch).mean()
-            if step % self.apart == 0:  # where responses are taken, for all of a draw
-                felt = felt + up * self.apart * self.losses(here, datum).sum()
-            grads = dict(zip(names, torch.autograd.grad(felt, list(here.values())), strict=True))
-            plain = dict(zip(names, torch.autograd.grad(self.losses(here, batch).mean(), list(here.values())), strict=True))
-            drawn = torch.empty(1, size)
+            felt = self.losses(here, self.batch(chain, step)).mean()
+            if up and step % self.apart == 0:  # where responses are taken, for all steps of a draw
+                more, less = (
+                    self.losses(here, data).flatten(1).sum(1) if isinstance(data, Tensor) else self.losses(here, data)
+                )
+                felt = felt + up * self.apart * (more - less)
+            grads = dict(zip(here, torch.autograd.grad(felt, list(here.values())), strict=True))
+            drawn = torch.empty(1, sum(each.numel() for each in here.values()))
             pf.ops.normal_(drawn, seed=0, step=step, chain_ids=self.ids[chain : chain + 1])
-            noise = dict(zip(names, drawn[0].double().split([each.numel() for each in here.values()]), strict=True))
+            noise = dict(zip(here, drawn[0].double().split([each.numel() for each in here.values()]), strict=True))
+            if isinstance(sampler, pf.RMSPropSGLD) and step == len(self.step_sizes):
+                second = {
+                    name: sampler.decay * each + (1 - sampler.decay) * grads[name].square()
+                    for name, each in second.items()
+                }
+                corrected = 1 - sampler.decay ** (step + 1)
+                self.step_sizes.append(
+                    {name: lr / ((each / corrected).sqrt() + sampler.stability) for name, each in second.items()}
+                )
             with torch.no_grad():
                 for name, each in here.items():
                     push = posterior.n_beta * grads[name] + posterior.localization * (each - self.base[name])
                     xi = noise[name].view(each.shape)
-                    if isinstance(self.sampler, pf.SGHMC):
-                        f = self.sampler.friction
-                        momentum[name] = (1 - f) * momentum[name] - lr * push + (2 * f * lr) ** 0.5 * xi
+                    if isinstance(sampler, pf.SGHMC):
+                        momentum[name] = (1 - sampler.friction) * momentum[name] - lr * push
+                        momentum[name] += (2 * sampler.friction * lr) ** 0.5 * xi
                         each += momentum[name]
-                    elif isinstance(self.sampler, pf.RMSPropSGLD):
-                        a = self.sampler.decay
-                        second[name] = a * second[name] + (1 - a) * plain[name].square()
-                        own = lr / ((second[name] / (1 - a ** (step + 1))).sqrt() + self.sampler.stability)
-                        own = self.held(chain, step, names.index(name), own)
-                        each += -own / 2 * push + own.sqrt() * xi
                     else:
-                        each += -lr / 2 * push + lr**0.5 * xi
+                        size = self.step_sizes[step][name] if self.step_sizes else torch.tensor(lr)
+                        each += -size / 2 * push + size.sqrt() * xi
         return float(np.mean(values))
 
-    def held(self, chain: int, step: int, parameter: int, own: Tensor) -> Tensor:
-        """The step sizes that the chain has had when nothing was up-weighted, which come first."""
-        had = self.step_sizes.setdefault((chain, parameter), [])
-        if step == len(had):
-            had.append(own.clone())
-        return had[step]
-
     def losses(self, here: dict[str, Tensor], batch: Any) -> Tensor:
-        calling = Calling(self.model, here)
-        return self.posterior.loss(calling, batch)
+        return self.posterior.loss(Calling(self.model, here), batch)
+
+
+Observable = Callable[[Chains, int, int, dict[str, Tensor]], Tensor | None]
 
 
 class Calling(nn.Module):
@@ -138,55 +140,216 @@ def count(data: Any) -> int:
 
 def minibatch_loss(chains: Chains, chain: int, step: int, here: dict[str, Tensor]) -> Tensor:
     """φ on the minibatch of every step."""
-    data = chains.posterior.data
-    batch = taken(data, chains.samples(chain, step, Stream.minibatch, count(data)))
-    return chains.losses(here, batch).mean()
+    return chains.losses(here, chains.batch(chain, step)).mean()
 
 
 def of_roughness(chains: Chains, chain: int, step: int, here: dict[str, Tensor]) -> Tensor | None:
-    """At one step of each draw."""
-    return sum((each.square().sum() for each in here.values()), torch.zeros(())).sqrt() if step in AT else None
+    """At one step of each draw, drawn as `linear_response` does."""
+    draws = chains.options["draws"] + chains.options["burn_in"]
+    within = torch.randint(chains.apart, (draws,), generator=torch.Generator().manual_seed(0)).tolist()
+    if step not in {draw * chains.apart + 1 + offset for draw, offset in enumerate(within)}:
+        return None
+    return sum((each.square().sum() for each in here.values()), torch.zeros(())).sqrt()
 
 
-AT: set[int] = set()
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda each: type(each).__name__)
-@pytest.mark.parametrize("case", ["language", "language, roughness", "mlp", "mlp, native"])
+@pytest.mark.parametrize(
+    ("sampler", "case"),
+    [(SAMPLERS[0], "language"), (SAMPLERS[2], "language, roughness")]
+    + [(sampler, case) for sampler in SAMPLERS for case in ("mlp", "mlp, roughness", "mlp, native")],
+    ids=lambda each: each if isinstance(each, str) else type(each).__name__,
+)
 def test_it_is_the_derivative_of_the_chains(sampler: Any, case: str) -> None:
     """Up-weight a datum in what chains feel, same noise, minibatches and step sizes: means move as the response says.
 
-    The loop is in double precision. One-sided differences leave 1e-2 of a step's curvature at most, of random sign;
-    rounding of float32 1e-3 of the largest response.
+    The loop is in double precision. What is left is the one-sided differences' error, of random sign: 1e-2 of how
+    curvature changes over the posterior, which is small here.
     """
-    apart, up = 2, 1e-3
+    apart, up, chain = 2, 1e-3, 1
     options = RESPONDING | {"draws": 4, "burn_in": 3}
     if case.startswith("language"):
-        posterior, datum = language_posterior(), DATUM
-        probe: Any = DATUM
+        posterior, data = language_posterior(), DATUM
     else:
         posterior = pf.LocalPosterior(mlp(), pf.losses.squared_error, mlp_data(9, 0), n_beta=10.0, localization=50.0)
-        datum = probe = mlp_data(2, 1)
+        data = mlp_data(2, 1)
     wanted = {"roughness": roughness} if "roughness" in case else None
-    found = pf.linear_response(
-        posterior, sampler, probes={"datum": probe}, observable=wanted, steps_between_draws=apart,
-        engine="native" if "native" in case else "torch", **options,
-    )  # fmt: skip
-    assert found.attrs["engine"] == ("native" if "native" in case else "torch")
-    generator = torch.Generator().manual_seed(0)
-    within = torch.randint(apart, (options["draws"] + options["burn_in"],), generator=generator).tolist()
-    AT.clear()
-    AT.update(draw * apart + 1 + offset for draw, offset in enumerate(within) if draw >= options["burn_in"])
+    engine = "native" if "native" in case else "torch"
+    found = pf.linear_response(posterior, sampler, probes={"data": data}, observable=wanted, engine=engine,
+                               steps_between_draws=apart, **options)  # fmt: skip
+    assert found.attrs["engine"] == engine
+    assert found.attrs["observable"] == ("roughness" if wanted else "phi")
     chains = Chains(posterior, sampler, options, apart)
     observable = of_roughness if wanted else minibatch_loss
-    by_datum = found["chi_group"].values[0].reshape(options["chains"], 2, -1).sum(2)
-    for chain in range(options["chains"]):
-        chains.mean(chain, observable, 0.0, taken(datum, torch.tensor([0])))
-        moved = []
-        for which in (0, 1):
-            one = taken(datum, torch.tensor([which]))
-            ups = [chains.mean(chain, observable, sign * up, one) for sign in (1, -1)]
-            moved.append((ups[0] - ups[1]) / (2 * up))
-        # What is taken out of each datum's response is the same for all of them.
-        response = posterior.n_beta * (by_datum[chain, 0] - by_datum[chain, 1])
-        print(case, type(sampler).__name__, response, moved[0] - moved[1])
+    if isinstance(sampler, pf.RMSPropSGLD):
+        chains.mean(chain, observable, 0.0, data)
+    moved = (chains.mean(chain, observable, up, data) - chains.mean(chain, observable, -up, data)) / (2 * up)
+    # What is taken out of each datum's response is the same for all of them.
+    more, less = posterior.n_beta * found["chi_group"].values[0, chain].reshape(2, -1).sum(1)
+    assert more - less == pytest.approx(moved, rel=2e-3)
+
+
+def test_alike_on_tiles_and_with_what_is_recalled() -> None:
+    one = pf.linear_response(language_posterior(), SAMPLER, components=heads("l0h1", "l1h0"), **RESPONDING)
+    with pytest.warns(UserWarning, match="whole model"):
+        other = pf.linear_response(
+            language_posterior(), SAMPLER, components=heads("l0h1", "l1h0"), recording_bytes=0,
+            **RESPONDING | {"tile": 2},
+        )  # fmt: skip
+    scale = float(np.abs(one["chi"]).max())
+    np.testing.assert_allclose(one["chi"], other["chi"], atol=1e-3 * scale)  # the rounding of differences
+    assert list(one["component"].values) == ["l0h1", "l1h0"]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("steps_kept", [30, 0])
+def test_less_memory_is_the_same(sampler: Any, steps_kept: int) -> None:
+    """As many chains at a time as fit, steps made again from kept ones: the same to the bit, in any memory."""
+    options = RESPONDING | {"chains": 3, "draws": 3, "components": heads("l1h1")}
+    together = pf.linear_response(language_posterior(), sampler, **options)
+    storage = Storage(steps=29, has_memory=not isinstance(sampler, pf.SGLD))
+    bytes_each = storage.place_bytes * steps_kept if steps_kept else storage.least
+    less = 128 * max(bytes_each, storage.least)
+    frugal = pf.linear_response(language_posterior(), sampler, trajectory_bytes=less, **options)
+    for name in ("chi_group", "contribution_group", "mu_group"):
+        np.testing.assert_array_equal(together[name], frugal[name])
+
+
+def test_how_much_is_kept_fits() -> None:
+    """Whatever the budget, what is kept at once is within it, and from the least that is said on, there is a way."""
+    for steps in (1, 2, 7, 100, 501):
+        for has_memory in (False, True):
+            storage = Storage(steps, has_memory)
+            for most in (storage.least, 2 * storage.least, steps * storage.place_bytes, 10**6):
+                kept = storage.keep_every(1, most)
+                assert kept is not None
+                assert storage.bytes(kept) <= most
+            assert storage.keep_every(1, storage.least - 1) is None
+    assert Storage(501, False).least < 64 * 8  # grows with the root of steps
+
+
+def test_phi_is_unweighted() -> None:
+    """Weights of 2 are twice nβ to the chains, and nothing to φ, which is then taken on minibatches of its own."""
+    twice = pf.linear_response(language_posterior(weights=torch.full((12, 8), 2.0)), SAMPLER, **RESPONDING)
+    every = torch.arange(12)
+    warm = pf.linear_response(language_posterior(n_beta=20.0), SAMPLER, loss_samples=every, **RESPONDING)
+    # One takes L on all data out of χ, the other on minibatches: a constant over the data.
+    both = [each["chi"].values - each["chi"].values.mean() for each in (twice, warm)]
+    np.testing.assert_allclose(*both, atol=2e-3 * np.abs(both).max())
+    assert list(warm["component"].values) == ["full"]
+    assert "contribution" not in twice
+
+
+def test_antithetic_pairs_are_one_group() -> None:
+    pairs = pf.linear_response(language_posterior(), SAMPLER, antithetic=True, **RESPONDING | {"chains": 4})
+    assert pairs.sizes["group"] == 2
+    assert pairs["chains_run"].values.tolist() == [4]
+    alone = pf.linear_response(language_posterior(), SAMPLER, **RESPONDING | {"chains": 2})
+    scale = float(np.abs(alone["chi"]).max())
+    assert 0 < np.abs(pairs["chi_group"].values - alone["chi_group"].values).max() < scale
+
+
+def test_what_goes_with_chi() -> None:
+    """E[φ] and contributions are those of `sample`, within errors, and φ's own chains are looked at."""
+    posterior = pf.LocalPosterior(mlp(), pf.losses.squared_error, mlp_data(9, 0), n_beta=20.0, localization=50.0)
+    options = RESPONDING | {"chains": 32, "draws": 20, "burn_in": 25, "batch_size": 64}
+    ours = pf.linear_response(posterior, SAMPLER, **options).isel(component=0)
+    sampled = pf.sample(posterior, SAMPLER, seed=1, **options | {"chains": 256, "steps_between_draws": 4})
+    llc, adds = sampled.llc().isel(component=0), sampled.contributions().isel(component=0)
+    assert ours.attrs["engine"] == "native"
+    apart = float(ours["llc"] - llc["llc"]) / np.hypot(float(ours["llc_error"]), float(llc["llc_error"]))
+    assert abs(apart) < 5
+    z = (ours["contribution"] - adds["contribution"]) / np.hypot(ours["contribution_error"], adds["contribution_error"])
+    assert float(abs(z).max()) < 5  # of 9
+    assert abs(float(ours["llc"])) > 4 * float(ours["llc_error"])
+    assert 0.9 < float(ours["r_hat"]) < 1.2
+    assert 32 < float(ours["ess"]) < 32 * 20
+    assert bool(ours["settled"])
+    assert 25 < float(ours["relaxation_steps"]) < 45  # 2/(lr·localization) is 40, and what curves the loss is sooner
+    assert float(ours["difference_error"]) < 0.1
+
+
+def test_a_chain_that_diverges_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = TorchEnsemble.add_gradients
+    options = RESPONDING | {"chains": 4}
+    alone = pf.linear_response(language_posterior(), SAMPLER, **options)
+
+    def stumble(moving: TorchEnsemble, pool: Any) -> None:
+        step(moving, pool)
+        moving.bank.grads[moving.bank.starts[1] : moving.bank.starts[2]] = torch.nan
+
+    monkeypatch.setattr(TorchEnsemble, "add_gradients", stumble)
+    found = pf.linear_response(language_posterior(), SAMPLER, **options)
+    by_chain, expected = found["chi_group"].values[0], alone["chi_group"].values[0]
+    assert np.isnan(by_chain[1]).all()
+    assert found["diverged"].values.tolist() == [[False, True, False, False]]
+    np.testing.assert_array_equal(by_chain[[0, 2, 3]], expected[[0, 2, 3]])
+    np.testing.assert_allclose(found["chi"][0], expected[[0, 2, 3]].mean(0), rtol=1e-4, atol=1e-9)
+
+
+def round_off(model: nn.Module) -> Tensor:
+    return next(model.parameters()).round().sum().detach()
+
+
+def test_what_cannot_work_is_said_at_once() -> None:
+    posterior = language_posterior()
+    with pytest.raises(ValueError, match="only SGLD without"):
+        pf.linear_response(posterior, pf.SGLD(1e-3, gradient_noise_correction=True))
+    with pytest.raises(TypeError, match="sampler must be"):
+        pf.linear_response(posterior, pf.SGNHT(1e-3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="raise trajectory_bytes"):
+        pf.linear_response(posterior, SAMPLER, trajectory_bytes=1000)
+    with pytest.raises(ValueError, match="at least 2 independent chains"):
+        pf.linear_response(posterior, SAMPLER, chains=1)
+    with pytest.raises(ValueError, match="indices"):
+        pf.linear_response(posterior, SAMPLER, loss_samples=torch.tensor([99]))
+    with pytest.raises(ValueError, match=r"observable\['round'\] has no gradient"):
+        pf.linear_response(posterior, SAMPLER, observable={"round": round_off})
+    with pytest.raises(ValueError, match="one observable is differentiated at a time"):
+        pf.linear_response(posterior, SAMPLER, observable={"one": roughness, "two": roughness})
+    with pytest.raises(ValueError, match="error names unknown components"):
+        pf.linear_response(posterior, SAMPLER, error={"l9h9": 0.1})
+    with pytest.raises(ValueError, match='engine="native" cannot run this'):
+        pf.linear_response(posterior, SAMPLER, engine="native")
+    with pytest.raises(pf.ChainDivergedError, match="lower lr"):
+        pf.linear_response(posterior, pf.SGLD(10.0), **RESPONDING | {"draws": 20})
+
+
+@pytest.mark.filterwarnings("ignore:finite differences")
+def test_chains_that_do_not_contract_are_told() -> None:
+    """A step of 2.2/(localization) turns every direction over and makes it longer: lr·localization/2 = 2.2 > 2."""
+    posterior = language_posterior(n_beta=1e-3)
+    with pytest.warns(UserWarning, match="do not contract: what they answer to grows"):
+        found = pf.linear_response(posterior, pf.SGLD(0.044), **RESPONDING | {"draws": 2, "burn_in": 2})
+    assert not found["settled"].any()
+
+
+def test_waves_end_when_the_goal_is_reached() -> None:
+    """Components that are known stop; the others go on. What is said of reliability is what there is."""
+    options = RESPONDING | {"chains": 4, "components": heads("l0h1", "l1h0"), "burn_in": 10}
+    found = pf.linear_response(language_posterior(), SAMPLER, reliability=0.9, max_chains=200, **options)
+    assert found.attrs["stopped"] == "reached"
+    assert (found["chi_reliability"] >= 0.9).all()
+    ran = found["chains_run"].values
+    assert ran.min() >= 4
+    assert (np.isfinite(found["chi_group"].values).all(2).sum(1) == ran).all()
+    first = pf.linear_response(language_posterior(), SAMPLER, **options)
+    np.testing.assert_array_equal(found["chi_group"][:, :4], first["chi_group"])
+    error = {"l1h0": 0.6 * float(np.sqrt((first["chi_error"].sel(component="l1h0") ** 2).mean()))}
+    found = pf.linear_response(language_posterior(), SAMPLER, error=error, **options)
+    assert found["chains_run"].sel(component="l0h1") == 4 < found["chains_run"].sel(component="l1h0")
+    assert float(np.sqrt((found["chi_error"].sel(component="l1h0") ** 2).mean())) <= error["l1h0"]
+
+
+@pytest.mark.parametrize("budget", [{"max_chains": 7}, {"max_seconds": 1e-3}])
+def test_a_budget_that_is_spent_is_told(budget: dict[str, Any], tmp_path: Path) -> None:
+    """And a call with more goes on from there."""
+    options = RESPONDING | {"chains": 4, "components": heads("l1h0"), "burn_in": 10, "checkpoint": tmp_path}
+    (name,) = budget
+    with pytest.warns(UserWarning, match=f"{name} was spent before.*reliability"):
+        found = pf.linear_response(language_posterior(), SAMPLER, reliability=0.9999, **budget, **options)
+    assert found.attrs["stopped"] == name
+    assert found["chains_run"].values.tolist() == [7 if name == "max_chains" else 4]
+    with pytest.warns(UserWarning, match="max_chains was spent"):
+        more = pf.linear_response(language_posterior(), SAMPLER, reliability=0.9999, max_chains=10, **options)
+    (ran,) = found["chains_run"].values
+    assert more["chains_run"].values[0] > ran
+    np.testing.assert_array_equal(more["chi_group"][:, :ran], found["chi_group"])

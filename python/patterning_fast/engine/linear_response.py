@@ -196,9 +196,7 @@ def check_differentiable(
             "make the loss deterministic"
         )
     if observable is not None and len(observable) != 1:
-        raise ValueError(
-            f"one observable is differentiated at a time, got {', '.join(observable)}; call once for each"
-        )
+        raise ValueError(f"one observable is differentiated at a time, got {', '.join(observable)}; call once for each")
 
 
 def wanted_goal(

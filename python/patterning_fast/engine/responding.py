@@ -63,7 +63,11 @@ class Responding:
     @property
     def sets(self) -> list[EvaluationSet]:
         """Those that are evaluated."""
-        return [*self.probe_sets, self.loss_set] if self.native and self.loss_set not in self.probe_sets else self.probe_sets
+        return (
+            [*self.probe_sets, self.loss_set]
+            if self.native and self.loss_set not in self.probe_sets
+            else self.probe_sets
+        )
 
     @property
     def storage(self) -> Storage:
@@ -216,7 +220,9 @@ def responding(
     if options.engine != "torch":
         try:
             if observable:
-                raise NotDense(f"the observable ({', '.join(observable)}) is a function of the model, which torch calls")
+                raise NotDense(
+                    f"the observable ({', '.join(observable)}) is a function of the model, which torch calls"
+                )
             if posterior.weights is not None or indices is not None:
                 raise NotDense("φ is not the loss that the chains feel: data have weights, or loss_samples are given")
             native_ensemble(posterior, sampler, plan, [*probe_sets, loss_set], options, pool)

@@ -30,7 +30,10 @@ from patterning_fast.samplers.sghmc import SGHMC
 from patterning_fast.samplers.sgld import SGLD
 
 DIFFERENCE = 0.01
-"""Length of a difference's half, over |w − w*| of the chain at its end: float32 has 4 digits left of it."""
+"""Half the length of a central difference of losses, over |w − w*| of the chain at its end: float32 keeps 4 digits."""
+
+ONE_SIDED = 0.0025
+"""Length of a difference of gradients, likewise: its error is of first order, so it is shorter."""
 
 SMALLEST = 1e-30
 """Under this an adjoint is taken for 0."""
@@ -148,10 +151,11 @@ class Sweep:
                 self.loss_response -= apart * bank.by_row(force * gradient)
             elif self.wanted.loss_columns is not None:
                 self.loss_response -= apart * change[:, self.wanted.loss_columns].double().mean(1).float()
-        side = float(self.sides[step])
-        curved = self.change_of_gradients(pool, place, side * shift, step) / bank.spread(side * reach)
+        side = float(self.sides[step]) * ONE_SIDED / DIFFERENCE
+        change = self.change_of_gradients(pool, place, side * shift, step)
         if step == self.examined * apart:
-            self.examine_gradients(pool, place, side * shift, step, curved * bank.spread(side * reach))
+            self.examine_gradients(pool, place, side * shift, step, change)
+        curved = change / bank.spread(side * reach)
         self.adjoint.position -= bank.spread(state.localization) * force + bank.spread(state.n_beta) * curved
 
     @property

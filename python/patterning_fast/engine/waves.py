@@ -104,15 +104,15 @@ class Waves:
 
     def ran(self, component: int) -> int:
         """Chains of a component that are done."""
-        return sum(
-            piece["diverged"].shape[1] for piece in self.pieces if component in piece["components"].tolist()
-        )
+        return sum(piece["diverged"].shape[1] for piece in self.pieces if component in piece["components"].tolist())
 
     def run_wave(self, pool: Workers[Runners]) -> None:
         """The chains of a wave that are not done yet, as many at a time as there is memory for."""
         components, chosen = self.wave.components, self.chosen
         left = self.wave.chains - self.ran(components[0])
-        self.bar.total = 2 * self.sweep_steps * (sum(map(self.ran, range(len(chosen.plan.components)))) + left * len(components))
+        self.bar.total = (
+            2 * self.sweep_steps * (sum(map(self.ran, range(len(chosen.plan.components)))) + left * len(components))
+        )
         while left > 0:
             number, keep_every = chosen.chains_at_once(components, left, pool)
             self.differentiate(components, number, keep_every, pool)
