@@ -17,6 +17,8 @@ EVERY = 30.0
 class Progress(Protocol):
     """What tqdm's bars and lines have in common."""
 
+    total: float | None
+
     def __iter__(self) -> Iterator[Any]: ...
     def __enter__(self) -> Self: ...
     def __exit__(
@@ -69,7 +71,8 @@ class Lines:
         stream: TextIO,
         every: float = EVERY,
     ) -> None:
-        self.iterable, self.total, self.initial, self.done = iterable, total, initial, initial
+        self.iterable, self.initial, self.done = iterable, initial, initial
+        self.total: float | None = total
         self.desc, self.unit, self.stream, self.every = desc, unit, stream, every
         self.started = self.said_at = time.monotonic()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -166,13 +166,14 @@ def test_it_is_the_derivative_of_the_chains(sampler: Any, case: str) -> None:
     """
     apart, up, chain = 2, 1e-3, 1
     options = RESPONDING | {"draws": 4, "burn_in": 3}
+    data: Tensor | tuple[Tensor, Tensor]
     if case.startswith("language"):
         posterior, data = language_posterior(), DATUM
     else:
         posterior = pf.LocalPosterior(mlp(), pf.losses.squared_error, mlp_data(9, 0), n_beta=10.0, localization=50.0)
         data = mlp_data(2, 1)
     wanted = {"roughness": roughness} if "roughness" in case else None
-    engine = "native" if "native" in case else "torch"
+    engine: Literal["native", "torch"] = "native" if "native" in case else "torch"
     found = pf.linear_response(posterior, sampler, probes={"data": data}, observable=wanted, engine=engine,
                                steps_between_draws=apart, **options)  # fmt: skip
     assert found.attrs["engine"] == engine
@@ -232,8 +233,8 @@ def test_phi_is_unweighted() -> None:
     every = torch.arange(12)
     warm = pf.linear_response(language_posterior(n_beta=20.0), SAMPLER, loss_samples=every, **RESPONDING)
     # One takes L on all data out of χ, the other on minibatches: a constant over the data.
-    both = [each["chi"].values - each["chi"].values.mean() for each in (twice, warm)]
-    np.testing.assert_allclose(*both, atol=2e-3 * np.abs(both).max())
+    one, other = (each["chi"].values - each["chi"].values.mean() for each in (twice, warm))
+    np.testing.assert_allclose(one, other, atol=2e-3 * np.abs(one).max())
     assert list(warm["component"].values) == ["full"]
     assert "contribution" not in twice
 

@@ -23,8 +23,7 @@ from patterning_fast.arguments import Bytes, Count, NonNegative, Positive, Seed,
 from patterning_fast.chains.plan import Setting, chain_plan
 from patterning_fast.domains import Holds, Mend, Within
 from patterning_fast.engine.checkpoint import Checkpoint
-from patterning_fast.engine.evaluation import losses_at_center
-from patterning_fast.engine.goal import Goal
+from patterning_fast.engine.evaluation import joint_coordinates, losses_at_center
 from patterning_fast.engine.identity import digest, run_identity
 from patterning_fast.engine.options import Engine, Options
 from patterning_fast.engine.recording import Runners
@@ -32,6 +31,7 @@ from patterning_fast.engine.responding import responding
 from patterning_fast.engine.run import ChainDivergedError, advice
 from patterning_fast.engine.waves import Waves
 from patterning_fast.engine.workers import workers
+from patterning_fast.estimators.goal import Goal
 from patterning_fast.estimators.response import response_dataset, warn_of_response
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, Components, resolve_components
@@ -161,8 +161,10 @@ def linear_response(
     if not any(each.alive.any() for each in found):
         raise ChainDivergedError(f"no chain has a finite derivative: {advice(sampler, setting)}")
     of_phi = observable is None
-    result = response_dataset(names, found, chosen.probe_sets, center, posterior, steps_between_draws, of_phi)
-    warn_of_response(result, goal, run.stopped)
+    dimension = "token" if chosen.loss_set.loss_shape else "sample"
+    where = {name: (dimension, each) for name, each in joint_coordinates(chosen.probe_sets).items()}
+    result = response_dataset(names, found, where, posterior, steps_between_draws, of_phi)
+    warn_of_response(result, run.stopped, reliability)
     return result.assign_attrs(
         asdict(setting)
         | {name: int(value) if isinstance(value, bool) else value for name, value in asdict(options).items()}
@@ -206,7 +208,7 @@ def wanted_goal(
     max_chains: int,
     max_seconds: float | None,
 ) -> Goal | None:
-    """What is wanted in place of a number of chains, if anything; raises ValueError for errors of unknown components."""
+    """What is wanted in place of a number of chains; raises ValueError for errors of unknown components."""
     errors = error if isinstance(error, Mapping) else {} if error is None else dict.fromkeys(names, error)
     unknown = sorted(set(errors) - set(names))
     if unknown:

@@ -12,7 +12,7 @@ from patterning_fast.callbacks import calling
 from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.engine.ensemble import Ensemble
 from patterning_fast.engine.evaluation import EvaluationSet, joined, lay_out_sets, loss_indices
-from patterning_fast.engine.native_ensemble import NativeEnsemble, native_ensemble
+from patterning_fast.engine.native_ensemble import native_ensemble
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Recordings, Runners, recordings
 from patterning_fast.engine.suffix import WholeModel

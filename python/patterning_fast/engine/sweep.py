@@ -178,18 +178,18 @@ class Sweep:
 
     def change_of_losses(self, pool: Workers[Runners], place: Place, shift: Tensor, draw: int | None) -> Tensor:
         """Losses at x + shift less those at x − shift, `[rows, losses]`; their mean goes to those of a draw."""
-        change, columns, counted = torch.empty_like(self.response), self.wanted.loss_columns, draw is not None
+        change, columns = torch.empty_like(self.response), self.wanted.loss_columns
         phi, draws, burn_in = self.phi.new_zeros(len(change)), self.moving.options.draws, self.moving.options.burn_in
         for sign in (1, -1):
             self.moving.bank.params.copy_(place.params).add_(shift, alpha=sign)
             for rows, losses in self.moving.evaluated_rows(pool):
                 moved = losses - self.moving.reference
                 change[rows] = moved if sign > 0 else change[rows] - moved
-                if counted and draw >= burn_in:
+                if draw is not None and draw >= burn_in:
                     self.means[rows] += moved / (2 * draws)
-                if counted and columns is not None:
+                if draw is not None and columns is not None:
                     phi[rows] += moved[:, columns].double().mean(1).cpu() / 2
-        if counted and columns is not None:
+        if draw is not None and columns is not None:
             self.phi[:, draw] = phi
         return change
 

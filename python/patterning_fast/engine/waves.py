@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from patterning_fast.engine.checkpoint import Checkpoint
-from patterning_fast.engine.goal import Goal, Known, Wave, next_wave, root_mean_square
 from patterning_fast.engine.identity import check_losses
 from patterning_fast.engine.recording import Runners
 from patterning_fast.engine.responding import Responding
 from patterning_fast.engine.sweep import Sweep
 from patterning_fast.engine.trajectory import Trajectory
 from patterning_fast.engine.workers import Workers
+from patterning_fast.estimators.goal import Goal, Known, Wave, next_wave, root_mean_square
 from patterning_fast.estimators.response import Found, reliability
 from patterning_fast.progress import Progress
 
@@ -110,9 +110,8 @@ class Waves:
         """The chains of a wave that are not done yet, as many at a time as there is memory for."""
         components, chosen = self.wave.components, self.chosen
         left = self.wave.chains - self.ran(components[0])
-        self.bar.total = (
-            2 * self.sweep_steps * (sum(map(self.ran, range(len(chosen.plan.components)))) + left * len(components))
-        )
+        chains = sum(map(self.ran, range(len(chosen.plan.components)))) + left * len(components)
+        self.bar.total = 2 * self.sweep_steps * chains
         while left > 0:
             number, keep_every = chosen.chains_at_once(components, left, pool)
             self.differentiate(components, number, keep_every, pool)
@@ -154,10 +153,13 @@ class Waves:
 
     def found(self, component: int) -> Found:
         """What all chains of a component say."""
-        return Found.joined([
-            {name: each[piece["components"].tolist().index(component)] for name, each in piece.items() if name != "components"}
-            for piece in self.pieces if component in piece["components"].tolist()
-        ])  # fmt: skip
+        parts = []
+        for piece in self.pieces:
+            ran = piece["components"].tolist()
+            if component in ran:
+                at = ran.index(component)
+                parts.append({name: each[at] for name, each in piece.items() if name != "components"})
+        return Found.joined(parts)
 
     def known(self, component: int) -> Known:
         """How well a component is known."""

@@ -13,9 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from patterning_fast.engine.evaluation import EvaluationSet, joint_coordinates
-from patterning_fast.engine.goal import Goal
-from patterning_fast.estimators.forgetting import Forgetting, forgetting
+from patterning_fast.estimators.forgetting import forgetting
 from patterning_fast.estimators.labelled import (
     SIGN,
     Variable,
@@ -97,16 +95,14 @@ def reliability(found: Found) -> float:
 def response_dataset(
     names: Sequence[str],
     found: Sequence[Found],
-    sets: list[EvaluationSet],
-    center: Tensor,
+    where: Mapping[str, tuple[str, np.ndarray]],
     posterior: LocalPosterior,
     steps_between_draws: int,
     of_phi: bool,
 ) -> xr.Dataset:
     """The estimates of all components, labelled."""
-    tracked, burn_in = sets[-1].columns.stop, len(found[0].shares)
-    dimension = "token" if sets[0].loss_shape else "sample"
-    where = {name: (dimension, each) for name, each in joint_coordinates(sets).items()}
+    (dimension, places), *_ = where.values()
+    tracked, burn_in = len(places), len(found[0].shares)
     groups = max(len(each.response) for each in found)
 
     def estimate(name: str, values: Sequence[Tensor], dims: tuple[str, ...], long_name: str, units: str) -> xr.Dataset:
@@ -135,8 +131,7 @@ def response_dataset(
             ("ess", "ess", "bulk effective sample size of phi", "draws"),
         ):
             chi[name] = by_component([chain_statistic(function, each) for each in traces], text, of)
-    forgotten = [forgetting(each.shares, steps_between_draws) for each in found]
-    chi.update(health(found, forgotten, chi, burn_in))
+    chi.update(health(found, chi, steps_between_draws))
     return chi.assign_attrs(sign=SIGN["chi"])
 
 
@@ -145,23 +140,24 @@ def by_component(values: Sequence[float | bool | int], long_name: str, units: st
 
 
 def health(
-    found: Sequence[Found], forgotten: Sequence[Forgetting], chi: xr.Dataset, burn_in: int
+    found: Sequence[Found], chi: xr.Dataset, steps_between_draws: int
 ) -> dict[str, Variable | tuple[tuple[str, str], np.ndarray, dict[str, str]]]:
     """Whether chains had settled, by component, and what differences and lost chains do to estimates."""
     most = max(len(each.diverged) for each in found)
     diverged = np.zeros((len(found), most), dtype=bool)
     for own, each in zip(diverged, found, strict=True):
         own[: len(each.diverged)] = each.diverged.numpy()
-    contracting = [burn_in > 0 and each.growth <= 0 for each in found]
-    settled = [each.settled and steady for each, steady in zip(forgotten, contracting, strict=True)]
+    forgotten = [forgetting(each.shares, each.growth, steps_between_draws) for each in found]
     with np.errstate(invalid="ignore", divide="ignore"):
         errors = [difference_error(each) for each in found]
         spread = np.sqrt((chi["chi_error"].values ** 2).mean(1) / (chi["chi"].values ** 2).mean(1))
         relative = np.array(errors) / spread
     return {
-        "settled": by_component(settled, "burn-in was long enough for the response", "1"),
+        "settled": by_component([each.settled for each in forgotten], "burn-in was long enough for the response", "1"),
         "relaxation_steps": by_component(
-            [each.relaxation_steps for each in forgotten], "steps in which the response falls by a factor e", "steps"
+            [each.relaxation_steps for each in forgotten],
+            "steps in which the slowest part of the response falls by a factor e",
+            "steps",
         ),
         "burn_in_steps": by_component(
             [each.burn_in_steps for each in forgotten], "burn-in that would be long enough", "steps"
@@ -180,14 +176,15 @@ def difference_error(found: Found) -> float:
     return math.sqrt(of_losses / losses + of_gradients / gradients) if losses > 0 and gradients > 0 else math.nan
 
 
-def warn_of_response(result: xr.Dataset, goal: Goal | None, stopped: str) -> None:
+def warn_of_response(result: xr.Dataset, stopped: str, wanted: float | None) -> None:
     """Say in a sentence each what is wrong with an estimate."""
     names = result["component"].values
     growing = result["growth"].values > 0
     if growing.any():
         warnings.warn(
             f"chains of {shown(names[growing])} do not contract: what they answer to grows by a factor "
-            f"{math.exp(float(result['growth'].values[growing].max())):.2g} over burn-in; lower lr, or raise localization",
+            f"{math.exp(float(result['growth'].values[growing].max())):.2g} over burn-in; lower lr, or raise "
+            "localization",
             UnsettledWarning,
             stacklevel=5,
         )
@@ -209,21 +206,21 @@ def warn_of_response(result: xr.Dataset, goal: Goal | None, stopped: str) -> Non
             f"for {shown(names[large])}: losses bend too much over the posterior; raise localization or n_beta",
             stacklevel=5,
         )
-    if stopped in ("max_chains", "max_seconds") and goal is not None:
+    if stopped in ("max_chains", "max_seconds"):
         lowest = int(np.nanargmin(np.nan_to_num(result["chi_reliability"].values, nan=-1.0)))
         said = f"{names[lowest]} has reliability {float(result['chi_reliability'][lowest]):.2f}"
-        wanted = "" if goal.reliability is None else f" of {goal.reliability:g}"
+        of = "" if wanted is None else f" of {wanted:g}"
         warnings.warn(
-            f"{stopped} was spent before all components were known as well as wanted: {said}{wanted} after "
+            f"{stopped} was spent before all components were known as well as wanted: {said}{of} after "
             f"{int(result['chains_run'][lowest])} chains; raise {stopped}",
             stacklevel=5,
         )
 
 
-def shown(names: Sequence[str]) -> str:
+def shown(names: np.ndarray) -> str:
     """The first of some names."""
-    names = [str(each) for each in names]
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} others" if len(names) > 4 else "")
+    first = ", ".join(map(str, names[:4]))
+    return first + (f" and {len(names) - 4} others" if len(names) > 4 else "")
 
 
 class UnsettledWarning(UserWarning):
