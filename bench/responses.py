@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -183,9 +183,12 @@ def native(size: Size) -> list[Row]:
     posterior = pf.LocalPosterior(model, pf.losses.squared_error, data, n_beta=30.0, localization=100.0)
     rates: dict[str, list[float]] = {"native": [], "torch": []}
     for turn in range(size.turns):
-        for engine, chains in (("native", size.chains), ("torch", size.torch_chains), ("torch", size.chains)):
-            chi = pf.linear_response(posterior, pf.SGLD(1e-3), chains=chains, engine=engine, seed=turn, burn_in=10,
-                                     progress=False)  # type: ignore[arg-type]  # fmt: skip
+        turns: list[tuple[Literal["native", "torch"], int]]
+        turns = [("native", size.chains), ("torch", size.torch_chains), ("torch", size.chains)]
+        for engine, chains in turns:
+            chi = pf.linear_response(
+                posterior, pf.SGLD(1e-3), chains=chains, engine=engine, seed=turn, burn_in=10, progress=False
+            )
             rates[engine].append(chains / chi.attrs["seconds"])
     here, there = statistics.median(rates["native"]), max(rates["torch"])
     return [

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from patterning_fast.arguments import Bytes, Count, NonNegative, Positive, Seed, Whole, checked
 from patterning_fast.chains.plan import Setting, chain_plan
-from patterning_fast.domains import Holds, Mend, Within
+from patterning_fast.domains import Holds, Mend
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import joint_coordinates, losses_at_center
 from patterning_fast.engine.identity import digest, run_identity
@@ -31,7 +31,7 @@ from patterning_fast.engine.responding import responding
 from patterning_fast.engine.run import ChainDivergedError, advice
 from patterning_fast.engine.waves import Waves
 from patterning_fast.engine.workers import workers
-from patterning_fast.estimators.goal import Goal
+from patterning_fast.estimators.goal import Error, Reliability, goal_of
 from patterning_fast.estimators.response import response_dataset, warn_of_response
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, Components, resolve_components
@@ -66,8 +66,8 @@ def linear_response(
     batch_size: Count = 16,
     antithetic: bool = False,
     loss_samples: Count | Tensor | None = None,
-    reliability: Annotated[float, Within(above=0, below=1)] | None = None,
-    error: Positive | Annotated[Mapping[str, Positive], Holds(1)] | None = None,
+    reliability: Reliability | None = None,
+    error: Error | None = None,
     max_chains: Count = 1024,
     max_seconds: Positive | None = None,
     recording_bytes: Bytes = 2**28,
@@ -135,7 +135,7 @@ def linear_response(
     resolved = resolve_components(posterior.model, components, posterior.moving)
     resolved = [each for each in resolved if each.name != FULL or not components or FULL in components]
     names = [each.name for each in resolved]
-    goal = wanted_goal(names, reliability, error, max_chains, max_seconds)
+    goal = goal_of(names, reliability, error)
     plan = chain_plan(resolved, chains, antithetic, None, (setting,))
     options.check_memory(plan, posterior)
     device = posterior.device
@@ -156,7 +156,7 @@ def linear_response(
         center = losses_at_center(posterior, chosen.sets, pool, "float32")
         run = Waves(chosen, center, bar, saved)
         run.resume()
-        run.until(goal, chains, pool)
+        run.until(goal, chains, max_chains, math.inf if max_seconds is None else max_seconds, pool)
     found = [run.found(component) for component in range(len(resolved))]
     if not any(each.alive.any() for each in found):
         raise ChainDivergedError(f"no chain has a finite derivative: {advice(sampler, setting)}")
@@ -199,20 +199,3 @@ def check_differentiable(
         )
     if observable is not None and len(observable) != 1:
         raise ValueError(f"one observable is differentiated at a time, got {', '.join(observable)}; call once for each")
-
-
-def wanted_goal(
-    names: list[str],
-    reliability: float | None,
-    error: float | Mapping[str, float] | None,
-    max_chains: int,
-    max_seconds: float | None,
-) -> Goal | None:
-    """What is wanted in place of a number of chains; raises ValueError for errors of unknown components."""
-    errors = error if isinstance(error, Mapping) else {} if error is None else dict.fromkeys(names, error)
-    unknown = sorted(set(errors) - set(names))
-    if unknown:
-        raise ValueError(f"error names unknown components {unknown}; there are {names}")
-    if reliability is None and not errors:
-        return None
-    return Goal(reliability, errors, max_chains, math.inf if max_seconds is None else max_seconds)

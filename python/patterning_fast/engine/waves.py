@@ -16,9 +16,18 @@ from patterning_fast.engine.responding import Responding
 from patterning_fast.engine.sweep import Sweep
 from patterning_fast.engine.trajectory import Trajectory
 from patterning_fast.engine.workers import Workers
-from patterning_fast.estimators.goal import Goal, Known, Wave, next_wave, root_mean_square
+from patterning_fast.estimators.goal import Goal, Known, amount_to_add
+from patterning_fast.estimators.labelled import root_mean_square
 from patterning_fast.estimators.response import Found, reliability
 from patterning_fast.progress import Progress
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Chains that are wanted of some components, in all."""
+
+    components: list[int]
+    chains: int
 
 
 @dataclass
@@ -32,7 +41,7 @@ class Waves:
     pieces: list[dict[str, Tensor]] = field(default_factory=list)
     """What has been found of chains that ran together."""
     wave: Wave = field(default_factory=lambda: Wave([], 0))
-    """What is wanted now: `chains` in all of some components."""
+    """What is wanted now."""
     under_way: dict[str, Tensor] = field(default_factory=dict)
     """Saved of chains in the middle of their way back."""
     before: float = 0.0
@@ -65,42 +74,37 @@ class Waves:
             self.pieces.append({name.removeprefix(prefix): state.pop(name) for name in names})
         self.under_way = state
 
-    def until(self, goal: Goal | None, chains: int, pool: Workers[Runners]) -> None:
+    def until(
+        self, goal: Goal | None, chains: int, max_chains: int, max_seconds: float, pool: Workers[Runners]
+    ) -> None:
         """Run the chains that are wanted, or, with a goal, waves until it is reached or its budget is spent."""
         if not self.wave.chains:
-            self.wave = Wave(list(range(len(self.chosen.plan.components))), chains)
+            self.wave = Wave(list(range(len(self.names))), min(chains, max_chains))
         while True:
             self.run_wave(pool)
             if goal is None:
                 return
-            known = [self.known(each) for each in range(len(self.chosen.plan.components))]
-            more = self.next_of(goal, known)
-            if more is None:
+            known = {name: self.known(at) for at, name in enumerate(self.names)}
+            left = [at for at, name in enumerate(self.names) if not goal.reached(name, known[name])]
+            if not left:
+                self.stopped = "reached"
                 return
-            self.tell(goal, known)
-            self.wave = Wave(more.components, self.ran(more.components[0]) + more.chains)
+            there, together = self.ran(left[0]), self.chosen.plan.chains_per_draw
+            needed = min(goal.needed(self.names[at], known[self.names[at]]) for at in left)
+            each = self.seconds * len(left) / sum(map(self.ran, range(len(self.names))))
+            affordable = (max_seconds - self.seconds) / each
+            more = (
+                amount_to_add(needed, there, 2 * together, min(affordable, max_chains - there)) // together * together
+            )
+            if not more:
+                self.stopped = "max_seconds" if affordable < max_chains - there else "max_chains"
+                return
+            self.bar.set_description(f"differentiating chains: {goal.said(known)}")
+            self.wave = Wave(left, there + more)
 
-    def next_of(self, goal: Goal, known: list[Known]) -> Wave | None:
-        """The next wave; None with the reason why there is none."""
-        names = [each.name for each in self.chosen.plan.components]
-        ran = [self.ran(each) for each in range(len(names))]
-        each = self.seconds / max(1, sum(ran))
-        together = self.chosen.plan.chains_per_draw
-        more = next_wave(names, known, goal, ran, together, each, goal.most_seconds - self.seconds)
-        reached = all(goal.reached(name, own) for name, own in zip(names, known, strict=True))
-        if more is None:
-            out_of_chains = next_wave(names, known, goal, ran, together, each, math.inf) is None
-            self.stopped = "reached" if reached else "max_chains" if out_of_chains else "max_seconds"
-        return more
-
-    def tell(self, goal: Goal, known: list[Known]) -> None:
-        """Say how far the slowest component has come, and how much is likely to be left."""
-        names = [each.name for each in self.chosen.plan.components]
-        at = min(range(len(names)), key=lambda each: goal.share(names[each], known[each]))
-        now = known[at]
-        self.bar.set_description(
-            f"differentiating chains: {names[at]} has reliability {now.reliability:.2f}, error {now.error:.2g}"
-        )
+    @property
+    def names(self) -> list[str]:
+        return [each.name for each in self.chosen.plan.components]
 
     def ran(self, component: int) -> int:
         """Chains of a component that are done."""
@@ -164,11 +168,10 @@ class Waves:
     def known(self, component: int) -> Known:
         """How well a component is known."""
         found = self.found(component)
-        alive = int(found.alive.sum())
-        if alive < 2:
-            return Known(alive, math.nan, math.inf)
-        error = root_mean_square((found.chi[found.alive].std(0) / alive**0.5).numpy())
-        return Known(alive, reliability(found), error)
+        if len(found.healthy) < 2:
+            return Known(self.ran(component), math.nan, math.nan)
+        error = found.chi[found.healthy].std(0) / len(found.healthy) ** 0.5
+        return Known(self.ran(component), reliability(found), root_mean_square(error))
 
 
 def piece_of(components: list[int], sweep: Sweep) -> dict[str, Tensor]:

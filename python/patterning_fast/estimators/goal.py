@@ -1,26 +1,27 @@
-"""When a susceptibility is known: chains run in waves until they are enough, or until a budget is spent."""
+"""When a susceptibility is known: runs go on until their estimates are good enough, or a budget is spent."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
+from patterning_fast.arguments import Positive
+from patterning_fast.domains import Holds, Within
 
-FIRST_WAVE = 4
-"""Chains from which reliability can be told at all."""
+Reliability = Annotated[float, Within(above=0, below=1)]
+Error = Positive | Annotated[Mapping[str, Positive], Holds(1)]
 
 MARGIN = 1.1
-"""Chains are asked for with so much to spare: fewer waves, each of which ends with the slowest chain."""
+"""So much more than seems needed is asked for, so that few runs need another turn."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a component's chains have come to."""
+    """How well a component is known, and by how much: chains of a response, draws of a covariance."""
 
-    units: int
-    """Independent chains, or pairs, that are healthy."""
+    amount: int
     reliability: float
     error: float
     """Root mean square over the data of the standard error."""
@@ -28,70 +29,54 @@ class Known:
 
 @dataclass(frozen=True)
 class Goal:
-    """What is wanted of every component, in place of a number of chains, and what it may cost."""
+    """What is wanted of components, in place of a number of chains or draws."""
 
     reliability: float | None
-    """Split-half reliability."""
+    """Split-half reliability, of all."""
     errors: Mapping[str, float]
     """Root mean square over the data of the standard error, by component."""
-    most_chains: int
-    most_seconds: float
 
-    def units_needed(self, name: str, known: Known) -> float:
-        """Units that a component needs in all, as far as it can be told from those it has; infinite where it cannot.
+    def needed(self, name: str, known: Known) -> float:
+        """How much a component takes in all, as far as what there is can tell; infinite where it cannot.
 
-        Errors fall with the root of their number, and reliability rises as Spearman and Brown say.
+        Errors fall with the root of it, and reliability rises as Spearman and Brown say.
         """
-        needed = 0.0
+        wanted, factor = self.reliability, 1e-9
         if name in self.errors:
-            needed = known.units * (known.error / self.errors[name]) ** 2
-        if self.reliability is not None:
-            r, wanted = known.reliability, self.reliability
-            needed = max(needed, known.units * wanted * (1 - r) / (r * (1 - wanted)) if r > 0 else math.inf)
-        return needed if math.isfinite(known.error) else math.inf
+            factor = (known.error / self.errors[name]) ** 2
+        if wanted is not None:
+            r = known.reliability
+            factor = max(factor, wanted * (1 - r) / (r * (1 - wanted)) if r > 0 else math.inf)
+        return known.amount * factor if math.isfinite(factor) else math.inf
 
     def reached(self, name: str, known: Known) -> bool:
         """Whether a component is known well enough."""
-        return self.units_needed(name, known) <= known.units
+        return self.needed(name, known) <= known.amount
 
-    def share(self, name: str, known: Known) -> float:
-        """How far a component has come, from 0 to 1."""
-        return min(1.0, known.units / max(self.units_needed(name, known), 1e-9))
-
-
-@dataclass(frozen=True)
-class Wave:
-    """Chains that run together."""
-
-    components: list[int]
-    chains: int
+    def said(self, known: Mapping[str, Known]) -> str:
+        """How far the slowest component has come, in words."""
+        name = max(known, key=lambda each: self.needed(each, known[each]) / max(1, known[each].amount))
+        parts = []
+        if self.reliability is not None:
+            parts.append(f"reliability {known[name].reliability:.2f} of {self.reliability:g}")
+        if name in self.errors:
+            parts.append(f"error {known[name].error:.2g} of {self.errors[name]:.2g}")
+        return f"{name} has {' and '.join(parts)}" if parts else ""
 
 
-def next_wave(
-    names: Sequence[str],
-    known: Sequence[Known],
-    goal: Goal,
-    ran: Sequence[int],
-    chains_per_unit: int,
-    seconds_per_chain: float,
-    seconds_left: float,
-) -> Wave | None:
-    """The chains to run next, of the components that are not known yet; None where all are, or the budget is spent.
+def goal_of(names: list[str], reliability: float | None, error: float | Mapping[str, float] | None) -> Goal | None:
+    """What is wanted, if anything is; raises ValueError for errors of components that there are not."""
+    errors = error if isinstance(error, Mapping) else {} if error is None else dict.fromkeys(names, error)
+    unknown = sorted(set(errors) - set(names))
+    if unknown:
+        raise ValueError(f"error names unknown components {unknown}; there are {names}")
+    return None if reliability is None and not errors else Goal(reliability, errors)
 
-    As many chains as the nearest of them needs, at most as many again as there have been: what is said of more is not
-    to be trusted.
+
+def amount_to_add(needed: float, there: int, least: int, most: float) -> int:
+    """How much more to run, in all at most `most` more: as it seems to take, but no more than there is already.
+
+    What few chains or draws say of how many it takes is not to be trusted further. 0 where not even `least` is left.
     """
-    open_ones = [at for at, name in enumerate(names) if not goal.reached(name, known[at])]
-    open_ones = [at for at in open_ones if ran[at] + 2 * chains_per_unit <= goal.most_chains]
-    if not open_ones:
-        return None
-    more = [MARGIN * goal.units_needed(names[at], known[at]) - known[at].units for at in open_ones]
-    most = min(goal.most_chains - ran[at] for at in open_ones) // chains_per_unit
-    affordable = seconds_left / max(seconds_per_chain * len(open_ones) * chains_per_unit, 1e-9)
-    units = min(max(min(more), 2.0), max(2.0, float(max(known[at].units for at in open_ones))), most, affordable)
-    return Wave(open_ones, math.ceil(units - 1e-9) * chains_per_unit) if units >= 2 else None
-
-
-def root_mean_square(values: np.ndarray) -> float:
-    """Over all values."""
-    return float(np.sqrt(np.mean(np.square(values))))
+    more = min(max(MARGIN * needed - there, float(least)), float(max(there, least)), most)
+    return math.floor(more + 1e-9) if more >= least else 0

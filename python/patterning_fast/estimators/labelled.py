@@ -101,3 +101,8 @@ def chains_for_target(reliable: np.ndarray, healthy: np.ndarray) -> Variable:
     chains = healthy * TARGET_R**2 / (1 - TARGET_R**2) * (1 - reliable) / reliable
     described = {"long_name": "chains a component for which chi correlates 0.9 with its true value", "units": "chains"}
     return "component", chains, described
+
+
+def root_mean_square(values: Tensor) -> float:
+    """Over all values."""
+    return float(values.double().square().mean().sqrt())
