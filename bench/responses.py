@@ -46,7 +46,7 @@ class Size:
     reliability: float = RELIABILITY
 
 
-TOY = Size(1, 2, 1, 64, 20, 8, (4, 8), 8, 2, 0.01)
+TOY = Size(1, 2, 1, 64, 20, 16, (5, 10), 8, 2, 0.01)
 
 Row = dict[str, object]
 
