@@ -83,11 +83,11 @@ def invert(
             `negative_weights`.
     """
     check_arguments(chi, target, strength, negative_weights, constraints)
-    said = unsettled_attrs(chi, unsettled)
     estimates, codes = (by_datum(chi), None) if unit is None else by_unit(chi, unit)
     names = [str(name) for name in chi["component"].values]
     response = response_of(estimates.chi, estimates.counts, float(chi.attrs["n_beta"]))
     check_finite(chi, response.mean, estimates.error_norm)
+    said = unsettled_attrs(chi, unsettled)
     found = spectrum(response, estimates, regularization)
     if isinstance(target, Mapping):
         aim = towards_components(target_vector(target, names), response, found, names)
