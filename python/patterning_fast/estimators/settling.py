@@ -27,8 +27,8 @@ quadratic in it in half of that. The longest of three is taken:
 
 In directions without curvature SGLD relaxes in `slowest` = 1/(lr·localization) steps. More than that is believed only
 of a mean that rises significantly longer, as it does where the loss curves down.
-Correlations of few draws, or of few relaxation times of all chains together, tell nothing; `slowest` then takes their
-place, or the length of the run where that is less: nothing faster has been shown.
+Correlations of few draws, or of few relaxation times of all chains together, tell nothing, and nothing faster than
+`slowest` has been shown; where that is not known either, no more can be said than that it may be the whole run.
 
 *Verdict.* Chains are unsettled where a drift is significant (level 2 %, for φ and for losses) and what is missing is
 more than a tenth. Else they are settled where what is missing is no more than a tenth by one of two bounds: the upper
@@ -144,10 +144,6 @@ class Drift:
     def unsettles(self, relaxation: float) -> bool:
         return self.significant and abs(self.missing(relaxation)) > MATERIAL
 
-    def excluded(self, relaxation: float) -> bool:
-        """Whether no more than MATERIAL is missing, by the drift's interval or by the length of the run."""
-        return min(self.most_missing(relaxation), self.window.missing(relaxation)) <= MATERIAL
-
 
 def settling(
     phi: np.ndarray,
@@ -177,7 +173,8 @@ def settling(
         parts = Window(steps, min(max(round(early_share * draws), 1), draws - 1))
         drifts.append(drift_along_shift(early_losses, late_losses, early_share, parts))
     unsettled = any(each.unsettles(relaxation) for each in drifts)
-    short = halves.missing(relaxation) > MATERIAL and not (drifts and all(each.excluded(relaxation) for each in drifts))
+    known = bool(drifts) and all(each.most_missing(relaxation) <= MATERIAL for each in drifts)
+    short = halves.missing(relaxation) > MATERIAL and not known
     burn_in = math.log(1 / REMAINS) * relaxation
     if unsettled or short:
         return Settling(False, relaxation, max(burn_in, float(steps[-1])))
@@ -201,11 +198,12 @@ def drift_along_shift(early: np.ndarray, late: np.ndarray, early_share: float, w
 def relaxation_steps(phi: np.ndarray, square_distance: np.ndarray, window: Window, slowest: float) -> float:
     """The longest relaxation time that the chains show; see the module."""
     steps = window.steps
+    unknown = slowest if math.isfinite(slowest) else float(steps[-1])
     if len(steps) < FEWEST_DRAWS:
-        return min(slowest, float(steps[-1]))
+        return unknown
     correlation = correlation_time(phi, steps)
-    known = len(phi) * (steps[-1] - steps[0]) >= ENOUGH * correlation
-    found = [min(slowest, correlation if known else float(steps[-1]))]
+    told = len(phi) * (steps[-1] - steps[0]) >= ENOUGH * correlation
+    found = [min(slowest, correlation) if told else unknown]
     for values in (phi, square_distance):
         if drift_of_mean(values, window).significant:
             time = approach_time(values.mean(0), steps)
