@@ -95,7 +95,7 @@ class Rounds:
             tile=self.size.chains, checkpoint_seconds=0, **kept, **chains,
         )  # fmt: skip
         chi = sampled.susceptibilities().isel(component=slice(0, 20))
-        plan = pf.invert(chi, pf.modes(chi)[0], strength=0.1)
+        plan = pf.invert(chi, pf.modes(chi, unsettled=True)[0], strength=0.1, unsettled=True)
         sampled.diagnostics()
         dense = pf.LocalPosterior(self.dense, pf.losses.squared_error, self.pairs, n_beta=20.0, localization=50.0)
         pf.sample(

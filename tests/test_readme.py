@@ -11,6 +11,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.filterwarnings("error::patterning_fast.UnsettledWarning")
 @pytest.mark.parametrize(
     ("document", "made"), [("README.md", {"retrained", "losses"}), ("docs/patterning.md", {"plan", "llama", "rho"})]
 )

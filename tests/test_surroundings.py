@@ -106,11 +106,11 @@ def chi() -> xr.Dataset:
 
 
 def planned() -> pf.Plan:
-    return pf.invert(chi(), pf.modes(chi())[0], strength=0.1)
+    return pf.invert(chi(), pf.modes(chi(), unsettled=True)[0], strength=0.1, unsettled=True)
 
 
 def inverting() -> Bits:
-    found, plan = pf.modes(chi()), planned()
+    found, plan = pf.modes(chi(), unsettled=True), planned()
     return [found[0].data.values, found[0].components.values, plan.weights.values, *bits(plan.predicted)]
 
 

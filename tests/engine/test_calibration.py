@@ -32,7 +32,7 @@ def test_a_setting_s_chains_are_those_of_sample_alone() -> None:
 
 
 def test_verdicts() -> None:
-    """On a quadratic the largest curvature sets the step size that diverges; few draws from w* are not mixed."""
+    """On a quadratic the largest curvature sets the step size that diverges; few draws from w* are on the way."""
     problem = linear_regression(seed=1, samples=20, width=4)
     posterior = problem.posterior(problem.model())
     stiffest = float(torch.linalg.eigvalsh(problem.x.T @ problem.x / 20).max())
@@ -40,7 +40,7 @@ def test_verdicts() -> None:
     sampling: dict[str, Any] = {"chains": 4, "batch_size": 400, "progress": False}
     grid = pf.calibrate(posterior, pf.SGLD(1.0), lr=[unstable * 1e-4, unstable * 0.2, unstable], draws=200, **sampling)
     verdicts = grid["verdict"].sel(component="full").values[:, 0, 0].tolist()
-    assert verdicts == ["not mixed", "healthy", "diverged"]
+    assert verdicts == ["on the way out", "healthy", "diverged"]
     assert grid["diverged"].values.ravel().tolist() == [0.0, 0.0, 1.0]
     assert np.isnan(grid["llc"].values.ravel()[2])
     assert len(figures.png(figures.calibration(grid))) > 10_000

@@ -132,5 +132,5 @@ def test_tokens_of_a_run_with_lost_chains_can_be_inverted(monkeypatch: pytest.Mo
         language_posterior(), pf.SGLD(1e-3), components=heads, **SMALL | {"chains": 8, "probes": {"p": tokens(3)}}
     )
     chi = found.susceptibilities()
-    plan = pf.invert(chi, pf.modes(chi, centre_data=False)[0], strength=0.1)
+    plan = pf.invert(chi, pf.modes(chi, centre_data=False, unsettled=True)[0], strength=0.1, unsettled=True)
     assert np.isfinite(plan.predicted["dmu_error"]).all()

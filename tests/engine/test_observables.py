@@ -98,7 +98,7 @@ def test_a_plan_of_an_observable_is_verified_on_it(tmp_path: Path) -> None:
     options = SAMPLING | {"observables": observables, "chains": 8, "traces": tmp_path / "t.zarr"}
     chi = pf.sample(posterior, SGLD, **options).susceptibilities("norm")
     direction = chi["chi"].isel(component=0, drop=True)
-    plan = pf.invert(chi, direction, strength=0.1)
+    plan = pf.invert(chi, direction, strength=0.1, unsettled=True)
     assert plan.attrs["observable"] == "norm"
     del options["traces"]
     checked = pf.verify(plan, posterior, SGLD, fractions=[1.0], **options)

@@ -39,9 +39,13 @@ def statistics_of(losses: Tensor, phi: Tensor) -> Statistics:
     traces.phi[:] = phi.flatten(0, 1).double()
     coordinates = {"probe": np.full(tracked, "p"), "sample": np.arange(tracked), "position": np.zeros(tracked)}
     return Statistics(
-        plan=plan, setting=0, totals=totals, units_per_bundle=1, traces=traces, evaluated=["whole model"] * components,
+        plan=plan, setting=0, totals=totals, early=Comoments.zeros(plan.rows + 1, torch.zeros(tracked), torch.zeros(0)),
+        units_per_bundle=1, traces=traces, evaluated=["whole model"] * components,
         loss_dimension="token", loss_coordinates=coordinates, observables=[], loss_kernel_tracked=False,
-        attrs={"lr": 1e-3, "n_beta": 10.0, "localization": 1.0, "batch_size": 4},
+        attrs={
+            "lr": 1e-3, "n_beta": 10.0, "localization": 1.0, "batch_size": 4, "burn_in": 0, "steps_between_draws": 1,
+            "sampler": "SGLD(lr=0.001)",
+        },
     )  # fmt: skip
 
 

@@ -23,6 +23,9 @@ DATA = (X, torch.tanh(X.sum(1, keepdim=True)) + 0.1 * torch.randn(SAMPLES, 1, ge
 TRAINING: dict[str, Any] = {"batch_size": 8, "lr": 0.02, "progress": False}
 SAMPLING: dict[str, Any] = {"chains": 64, "draws": 40, "steps_between_draws": 2, "batch_size": 8, "seed": 5}
 
+UNSETTLED: dict[str, Any] = {"unsettled": True}
+"""Chains of a few steps do here."""
+
 
 class CutOffError(Exception):
     """Stands for whatever ends a process."""
@@ -42,7 +45,9 @@ def sampling(**changes: Any) -> pf.PosteriorSampling:
 
 
 def steer(model: nn.Module, trajectory: Any, **changes: Any) -> pf.AdaptiveRun:
-    arguments: dict[str, Any] = {"replan": 4, "estimate": sampling(), "strength": 0.3, "steps": STEPS}
+    arguments: dict[str, Any] = {
+        "replan": 4, "estimate": sampling(), "strength": 0.3, "inversion": UNSETTLED, "steps": STEPS,
+    }  # fmt: skip
     return pf.train_towards(model, DATA, pf.losses.squared_error, trajectory, **arguments | TRAINING | changes)
 
 
@@ -149,7 +154,7 @@ def test_one_plan_at_the_start_is_invert_and_train() -> None:
     start = float(stats.llc()["mu"].sel(component="2"))
     run = steer(model, {STEPS: {"2": start - 0.01}}, replan=[0], strength=5.0)
     asked = start - 0.01 - start
-    plan = pf.invert(stats.susceptibilities().sel(component=["2"]), {"2": asked})
+    plan = pf.invert(stats.susceptibilities().sel(component=["2"]), {"2": asked}, unsettled=True)
     rows = pf.train(other, DATA, pf.losses.squared_error, steps=STEPS, weights=plan.weights, **TRAINING)
     assert run.weights is not None
     xr.testing.assert_identical(run.weights, plan.weights)
@@ -245,7 +250,7 @@ def test_an_observable_may_be_the_coordinate() -> None:
     estimate = sampling(chains=8, draws=4, observables=observables, tile=4)
     model = network()
     before = float(observables["size"](model).detach())
-    bare: dict[str, Any] = {"regularization": "none"}  # so few chains tell little from noise
+    bare: dict[str, Any] = {"regularization": "none", "unsettled": True}  # so few chains tell little from noise
     target = {0: {"2": before + 1.0}}
     run = steer(model, target, estimate=estimate, coordinate="size", replan=[0], strength=0.5, inversion=bare)
     posterior = estimate.posterior(network(), DATA, pf.losses.squared_error)

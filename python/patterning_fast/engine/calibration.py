@@ -15,6 +15,7 @@ from patterning_fast.arguments import Count, NonNegative, Positive, Seed, Whole,
 from patterning_fast.chains.plan import Setting
 from patterning_fast.domains import Distinct, Holds
 from patterning_fast.engine.options import Keeping, Options
+from patterning_fast.engine.proposal import proposal
 from patterning_fast.engine.sample import sample_settings
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.plain_torch import plain_torch
@@ -23,7 +24,7 @@ from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Probes
 from patterning_fast.samplers.langevin import Sampler
 
-VERDICTS = ("healthy", "not mixed", "negative", "diverged")
+VERDICTS = ("healthy", "not mixed", "on the way out", "negative", "diverged")
 """From best to worst."""
 
 MIXED_R_HAT = 1.1
@@ -61,9 +62,14 @@ def calibrate(
         Others: as for `sample`.
 
     Returns a dataset over (lr, n_beta, localization, component): `llc`, `llc_error`, `r_hat`, `ess`, `distance` from w*
-    at the last draw, `gradient_noise` (see `Statistics.diagnostics`), `diverged`, the share of chains that did, and
-    `verdict`: "diverged" where any chain did, "negative" where the learning coefficient lies two errors below 0 (w* is
-    no minimum for these chains), "not mixed" where R̂ exceeds 1.1, else "healthy". `figures.calibration` draws it.
+    at the last draw, `gradient_noise` (see `Statistics.diagnostics`), `settled`, `relaxation_steps` and `burn_in_steps`
+    (see `Statistics`), `diverged`, the share of chains that did, and `verdict`: "diverged" where any chain did,
+    "negative" where the learning coefficient lies two errors below 0 (w* is no minimum for these chains), "on the way
+    out" where chains had not settled, "not mixed" where R̂ exceeds 1.1, else "healthy". `figures.calibration` draws it.
+
+    `attrs` have settings at which chains of all components settle: `proposed_lr`, `proposed_n_beta` and
+    `proposed_localization`, of those tried, `proposed_burn_in` and `proposed_steps_between_draws`; NaN where there are
+    none. See `engine/proposal.py` for the choice.
 
     Raises:
         TypeError, ValueError: as `sample`; an empty grid. ChainDivergedError: no chain of any setting is left.
@@ -99,16 +105,16 @@ def calibrate(
         coords={**{name: list(values) for name, values in axes.items()}, "component": found[0]["component"].values},
     )
     shared = {name: value for name, value in runs[0].attrs.items() if name not in axes}
-    return grid.assign_attrs(shared)
+    return grid.assign_attrs(shared | proposal(grid))
 
 
 def findings(run: Statistics) -> xr.Dataset:
     """What one setting's chains tell, by component."""
-    llc, health = run.llc()[["llc", "llc_error"]], run.diagnostics()
+    llc, health = run.mean_and_llc()[["llc", "llc_error"]].assign(run.settling), run.diagnostics()
     diverged = health["diverged"].mean("chain")
     verdict = np.select(
-        [diverged > 0, llc["llc"] < -2 * llc["llc_error"], ~(health["r_hat"] <= MIXED_R_HAT)],
-        [VERDICTS[3], VERDICTS[2], VERDICTS[1]],
+        [diverged > 0, llc["llc"] < -2 * llc["llc_error"], ~llc["settled"], ~(health["r_hat"] <= MIXED_R_HAT)],
+        VERDICTS[:0:-1],
         VERDICTS[0],
     )
     return llc.assign(

@@ -43,6 +43,8 @@ class Run(ABC):
     ensemble: Ensemble
     loss_set: EvaluationSet
     totals: Comoments
+    early: Comoments = field(init=False)
+    """Counts and losses of `totals` as they stood in the middle of the draws: what the rest is compared with."""
     units_per_bundle: int
     bundles: Tensor
     """The totals that each row adds to, int64 `[rows]`; diverged rows add to the last, which nobody reads."""
@@ -50,13 +52,18 @@ class Run(ABC):
     seconds: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     """0-d: time spent until now."""
 
+    def __post_init__(self) -> None:
+        shifts = self.totals.loss_shift, self.totals.observable_shift[:0]
+        self.early = Comoments.zeros(self.totals.count.numel(), *shifts)
+
     def tensors(self, done: int) -> dict[str, Tensor]:
         """All that changes from step to step: with it a run goes on from `done` draws, however many are to come."""
         moving, drawn = self.ensemble, max(0, done - self.ensemble.options.burn_in)
         parts = {"state": moving.state.tensors(), "totals": vars(self.totals), "traces": moving.traces.tensors(drawn)}
         named = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
         own = {"params": moving.bank.params, "bundles": self.bundles, "tile": moving.tile, "seconds": self.seconds,
-               "center_losses": moving.reference}  # fmt: skip
+               "center_losses": moving.reference, "early.count": self.early.count,
+               "early.loss_sum": self.early.loss_sum}  # fmt: skip
         return own | named
 
     @property
@@ -67,13 +74,25 @@ class Run(ABC):
     def advance(self, pool: Workers[Runners], done: int) -> int:
         """Steps to the next draws, and those draws; says how many, those thrown away counted."""
         options = self.ensemble.options
-        thrown = options.burn_in - done
-        number = min(self.draws_at_once, thrown if thrown > 0 else options.total_draws - done)
-        if thrown > 0:
+        stops = (options.burn_in, self.middle, options.total_draws)
+        number = min(self.draws_at_once, next(stop for stop in stops if stop > done) - done)
+        if done < options.burn_in:
             self.ensemble.advance(pool, number * options.steps_between_draws)
         else:
-            self.draw(pool, -thrown, number)
+            self.draw(pool, done - options.burn_in, number)
+        if done + number == self.middle:
+            self.mark()
         return number
+
+    @property
+    def middle(self) -> int:
+        """Draws done, those thrown away counted, in the middle of those that are kept."""
+        return self.ensemble.options.burn_in + self.ensemble.options.draws // 2
+
+    def mark(self) -> None:
+        """Take the draws until now for the first part, which the rest is compared with; a later mark replaces it."""
+        self.early.count.copy_(self.totals.count)
+        self.early.loss_sum.copy_(self.totals.loss_sum)
 
     @property
     @abstractmethod
@@ -111,6 +130,7 @@ class TorchRun(Run):
     """Of a block of rows as evaluated last: φ, the user's, and the losses where their kernel is tracked."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rows, observables = len(self.ensemble.losses), self.totals.observable_shift.numel()
         self.observables = self.ensemble.reference.new_empty(rows, observables)
         traces, plan = self.ensemble.traces, self.ensemble.plan

@@ -212,6 +212,7 @@ def sample_settings(
             plan=plan,
             setting=at,
             totals=run.totals,
+            early=run.early,
             units_per_bundle=run.units_per_bundle,
             traces=moving.traces,
             evaluated=moving.evaluated,
@@ -330,7 +331,7 @@ def start(
     of_losses = centers.new_zeros(tracked if options.loss_kernel else 0)
     observables = torch.cat((centers.new_zeros(1), centers, of_losses)).to(moving.reference.device)
     units_per_group = plan.units // plan.groups
-    most = max(1, TOTALS_BYTES // (8 * tracked * (1 + observables.numel())))
+    most = max(1, TOTALS_BYTES // (8 * tracked * (2 + observables.numel())))
     units_per_bundle = next(
         units
         for units in range(1, units_per_group + 1)

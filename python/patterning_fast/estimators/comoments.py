@@ -125,6 +125,16 @@ class Comoments:
             cross=self.cross[..., :0],
         )
 
+    def of_losses(self) -> Comoments:
+        """The same totals without observables; views, not copies."""
+        return replace(
+            self,
+            observable_shift=self.observable_shift[:0],
+            observable_sum=self.observable_sum[:, :0],
+            cross=self.cross[:, :0],
+            observable_square=self.observable_square[:, :0, :0],
+        )
+
     def joined(self, groups: Tensor, number: int) -> Comoments:
         """Totals of `number` new groups, the sum of those that `groups` `[own groups]` deals to each; −1 for none."""
         kept = groups >= 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from patterning_fast.estimators.labelled import (
     reliabilities,
     split_half_reliability,
 )
+from patterning_fast.estimators.settling import Settling, settling, warn_of_unsettled
 from patterning_fast.estimators.traces import ChainTraces
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL
@@ -45,6 +47,11 @@ class Statistics:
     Chains that diverged are left out, with the others of their bundle where totals were too large for every chain to
     have its own. A component with fewer than two groups of healthy chains has estimates of NaN. Each estimate has
     `r_hat` and `ess` beside it, by component: those of φ in `diagnostics()`.
+
+    Chains start at w*, and what they give before they have settled is not of the posterior. So each estimate also has,
+    by component, `settled`, `relaxation_steps` (in which what E[φ] lacks falls to 1/e) and `burn_in_steps` (that would
+    have done), from the drift of φ and of the tracked losses; see `estimators/settling.py`. An estimate from chains
+    that had not settled warns with `UnsettledWarning`.
     """
 
     plan: ChainPlan
@@ -52,6 +59,8 @@ class Statistics:
     """Index among the plan's settings of the one that this is about."""
     totals: Comoments
     """By bundle of chains."""
+    early: Comoments
+    """Counts and losses of the first part of the draws, by bundle: those of `totals` include them."""
     units_per_bundle: Count
     traces: ChainTraces
     evaluated: list[str]
@@ -100,8 +109,57 @@ class Statistics:
         }
 
     def said(self, result: xr.Dataset, sign: str) -> xr.Dataset:
-        """An estimate with how its sign is to be read, and R̂ and effective sample size of the chains it is from."""
-        return result.assign(self.phi_mixing).assign_attrs(self.attrs, sign=SIGN[sign])
+        """An estimate with how its sign is to be read, and how the chains it is from have fared.
+
+        Warns with `UnsettledWarning` where some had not settled.
+        """
+        warn_of_unsettled(dict(zip(self.component_names, self.settlings, strict=True)), self.attrs)
+        return result.assign(self.phi_mixing | self.settling).assign_attrs(self.attrs, sign=SIGN[sign])
+
+    @property
+    def settling(self) -> dict[str, Variable]:
+        """Whether chains had settled, and how long they take to, by component."""
+        described = {
+            "settled": ("whether chains had settled", "1"),
+            "relaxation_steps": ("steps in which what E[phi] lacks falls to 1/e", "steps"),
+            "burn_in_steps": ("steps of burn-in that would have done", "steps"),
+        }
+        return {
+            name: (
+                "component",
+                np.array([getattr(each, name) for each in self.settlings]),
+                {"long_name": text, "units": units},
+            )
+            for name, (text, units) in described.items()
+        }
+
+    @cached_property
+    def settlings(self) -> list[Settling]:
+        """Of each component's chains."""
+        early, total = self.by_groups(self.early), self.by_groups(self.totals.of_losses())
+        return [self.settling_of(component, early, total) for component in range(len(self.plan.components))]
+
+    def settling_of(self, component: Whole, early: Comoments, total: Comoments) -> Settling:
+        """Of a component's healthy chains, from losses by group."""
+        here, groups, traces = self.rows(component), self.groups(component), self.traces
+
+        def by_unit(trace: Tensor) -> Tensor:
+            return trace[here].unflatten(0, (self.plan.units, self.plan.chains_per_draw))
+
+        healthy = ~by_unit(traces.diverged).any(1)
+        before, draws = early.count[groups, None], total.count[groups, None]
+        early_sum, all_sum = early.loss_sum[groups], total.loss_sum[groups]
+        lr, pull = self.attrs["lr"], self.attrs["localization"]
+        each = torch.arange(1, traces.phi.shape[1] + 1, dtype=torch.float64)
+        return settling(
+            phi=by_unit(traces.phi).mean(1)[healthy].numpy(),
+            square_distance=by_unit(traces.distance.double().square()).mean(1)[healthy].numpy(),
+            steps=((self.attrs["burn_in"] + each) * self.attrs["steps_between_draws"]).numpy(),
+            early_losses=(early_sum / before).cpu().numpy(),
+            late_losses=((all_sum - early_sum) / (draws - before)).cpu().numpy(),
+            early_share=float(before.sum() / draws.sum()),
+            slowest=1 / (lr * pull) if self.attrs["sampler"].startswith("SGLD(") and pull > 0 else math.inf,
+        )
 
     def by_groups(self, totals: Comoments) -> Comoments:
         """Totals by bundle, joined to totals by group."""
@@ -159,8 +217,12 @@ class Statistics:
     def llc(self) -> xr.Dataset:
         """Local learning coefficient λ̂ = nβ(E[L] − L(w*)) by component (arXiv:2308.12108), and mu = E[φ] [nats].
 
-        It reads no losses: its cost does not grow with those tracked.
+        Of losses it reads only their sums, which tell whether chains had settled.
         """
+        return self.said(self.mean_and_llc(), "llc")
+
+    def mean_and_llc(self) -> xr.Dataset:
+        """What `llc()` gives beside how the chains have fared."""
 
         def phi(component: Whole) -> Tensor:
             return self.observed.means(self.groups(component)).observable[:, 0]
@@ -170,7 +232,7 @@ class Statistics:
 
         mean = self.labelled("mu", phi, (), (), "posterior mean of L(w) - L(w*)", "nats")
         llc = self.labelled("llc", scaled, (), (), "local learning coefficient", "1")
-        return self.said(mean.merge(llc), "llc")
+        return mean.merge(llc)
 
     @plain_torch()
     def contributions(self) -> xr.Dataset:
@@ -192,7 +254,7 @@ class Statistics:
             "contribution to the local learning coefficient",
             "1",
         )
-        return self.said(found.merge(self.llc()), "contribution")
+        return self.said(found.merge(self.mean_and_llc()), "contribution")
 
     def place(self, observable: str) -> int:
         """Where an observable is among all; raises ValueError for one that was not observed."""

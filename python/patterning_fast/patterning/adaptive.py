@@ -127,14 +127,15 @@ def train_towards(
             die out as long as what it does realise is between 0 and 4/(2 + gain) times that.
         coordinate: what the trajectory is of: "mu" [nats]; "llc", n_beta times that; or one of the observables that are
             sampled, by its name: E_C[O] then takes the place of μ.
-        inversion: arguments of `invert` (negative_weights, regularization, constraints, unit).
+        inversion: arguments of `invert` (negative_weights, regularization, constraints, unit, unsettled).
         steps, training: as for `train`. With `checkpoint` decisions are kept with the rest, and an interrupted run
             goes on from where it was, in the midst of sampling too.
 
     Returns the `AdaptiveRun`. Its `decisions` hold, by decision and component and in the coordinate's units:
     `measured` and `target` at `step`; `next_target`; `drift` and `asked`, as above; `predicted`, of the weights that
     were taken; `realised`, what the coordinate did until the next step; and standard errors of what is measured. By
-    decision: `outcome`, `reason`, `strength`, `effective_sample_size` and `seconds`. An outcome is
+    decision: `outcome`, `reason`, `strength`, `effective_sample_size`, `unsettled` (whether χ was taken from chains that
+    had not settled, which `inversion` must allow) and `seconds`. An outcome is
 
     - "planned": the weights meet what was asked;
     - "capped": that would take more than `strength`, which was taken;
@@ -189,6 +190,7 @@ class Decision:
     predicted_error: list[float] = field(default_factory=list)
     strength: float = 0.0
     effective_sample_size: float = math.nan
+    unsettled: bool = False
     seconds: float = 0.0
 
 
@@ -353,6 +355,7 @@ class Controller:
         )
         row.strength = share * plan.attrs["strength"]
         row.effective_sample_size = float(self.weights.sum() ** 2 / (self.weights**2).sum())
+        row.unsettled = "unsettled" in plan.attrs
 
     def planned(self, chi: xr.Dataset, asked: dict[str, float]) -> tuple[str, str, Plan | None]:
         """What comes of asking for dμ by component: outcome, reason, and the plan if there is one."""
@@ -410,6 +413,7 @@ class Controller:
                 [row.effective_sample_size for row in self.record],
                 {"long_name": "(sum of rho)^2 / sum of rho^2"},
             ),
+            "unsettled": ([row.unsettled for row in self.record], {}),
             "seconds": ([row.seconds for row in self.record], {"units": "s"}),
         }
         return xr.Dataset(

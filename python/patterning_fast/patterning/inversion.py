@@ -17,6 +17,7 @@ from patterning_fast.patterning.modes import Mode
 from patterning_fast.patterning.plan import Plan, predictions, report
 from patterning_fast.patterning.regularization import Regularization, spectrum
 from patterning_fast.patterning.response import response_of
+from patterning_fast.patterning.settled import unsettled_attrs
 from patterning_fast.patterning.targets import (
     Aim,
     InfeasibleTargetError,
@@ -44,6 +45,7 @@ def invert(
     regularization: Regularization = "wiener",
     constraints: Constraints | None = None,
     unit: str | None = None,
+    unsettled: bool = False,
 ) -> Plan:
     """Weights ρ = 1 + change, of least norm and mean 1, whose linear response dμ = nβ·χ·(ρ − 1)/n meets a target.
 
@@ -62,6 +64,8 @@ def invert(
         constraints: what weights must keep to beside.
         unit: a coordinate over the data of χ ("sample", or "document" and "domain" where they have been assigned):
             weights are then the same for all data of a unit.
+        unsettled: take χ of components whose chains had not settled, too; the plan's `attrs["unsettled_components"]`
+            names them.
 
     Weights made from χ, for components, by a function, or along one of its modes, fit its noise: what χ·(ρ − 1) says of
     them is shrunk to signal. For a direction from elsewhere it is unbiased and stands as it is. `made_from_chi` in the
@@ -74,14 +78,16 @@ def invert(
     Raises:
         InfeasibleTargetError: targets that lie in the noise of χ or that no weights within the bounds can meet, with
             what could be asked instead.
-        ValueError: unknown components, a target that is zero, a strength that is not positive, or missing with a
-            direction or function; χ with missing values; constraints that contradict `negative_weights`.
+        ValueError: components whose chains had not settled; unknown components, a target that is zero, a strength that
+            is not positive, or missing with a direction or function; χ with missing values; constraints that contradict
+            `negative_weights`.
     """
     check_arguments(chi, target, strength, negative_weights, constraints)
     estimates, codes = (by_datum(chi), None) if unit is None else by_unit(chi, unit)
     names = [str(name) for name in chi["component"].values]
     response = response_of(estimates.chi, estimates.counts, float(chi.attrs["n_beta"]))
     check_finite(chi, response.mean, estimates.error_norm)
+    said = unsettled_attrs(chi, unsettled)
     found = spectrum(response, estimates, regularization)
     if isinstance(target, Mapping):
         aim = towards_components(target_vector(target, names), response, found, names)
@@ -116,6 +122,7 @@ def invert(
         "unit": unit,
         "n_beta": chi.attrs["n_beta"],
         "observable": chi.attrs.get("observable", PHI),
+        **said,
     }
     dims = chi["chi"].dims[1:]
     labelled = xr.DataArray(

@@ -11,6 +11,7 @@ import xarray as xr
 from patterning_fast.arguments import Count, Estimate, Seed, checked
 from patterning_fast.patterning.estimates import check_chi
 from patterning_fast.patterning.noise import BLOCK_BYTES, InnerProducts, inner_products
+from patterning_fast.patterning.settled import unsettled_attrs
 from patterning_fast.patterning.spectrum import Spectrum, ratio
 from patterning_fast.patterning.stability import QUANTILES, stability
 
@@ -74,7 +75,9 @@ def check_matrix(chi: xr.Dataset) -> None:
 
 
 @checked
-def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: Count | None = None, seed: Seed = 0) -> Modes:
+def modes(
+    chi: xr.Dataset, *, centre_data: bool = True, keep: Count | None = None, seed: Seed = 0, unsettled: bool = False
+) -> Modes:
     """SVD of χ after z-scoring each component over data and, by `centre_data`, taking out each datum's mean.
 
     The mean over components is what they all share: with many components it drowns what sets them apart, and is taken
@@ -86,6 +89,7 @@ def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: Count | None = Non
         centre_data: take out each datum's mean over components.
         keep: modes to keep, the strongest; None for all.
         seed: of the draws of noise that errors and intervals come from.
+        unsettled: take χ of components whose chains had not settled, too; `attrs["unsettled_components"]` names them.
 
     Returns modes whose `table` has, by mode,
 
@@ -102,10 +106,11 @@ def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: Count | None = Non
     `attrs["marchenko_pastur"]` is the edge of the spectrum of noise that is independent between data (Marchenko &
     Pastur 1967); that of chains is not, and its floor is higher.
 
-    Raises ValueError for χ that is missing, not finite, of one component, or the same for all data, and for
-    components with fewer than two groups of chains.
+    Raises ValueError for χ that is missing, not finite, of one component, or the same for all data, for components with
+    fewer than two groups of chains, and for those whose chains had not settled.
     """
     check_matrix(chi)
+    said = unsettled_attrs(chi, unsettled)
     summed = inner_products(chi)
     scale = scales(summed, chi)
     spectrum = Spectrum.of(summed, scale, centre_data)
@@ -136,7 +141,8 @@ def modes(chi: xr.Dataset, *, centre_data: bool = True, keep: Count | None = Non
             "noise_floor": floor,
             "marchenko_pastur": spectrum.marchenko_pastur(),
             "modes_above_floor": int((every > floor).sum()),
-        },
+        }
+        | said,
     )
     return Modes(table)
 

@@ -49,7 +49,8 @@ def verify(
 
     Returns `predicted`, `realised`, their errors [nats] and `z`; by strength, `verdict` ("kept", "broken",
     "too noisy", or "diverged" where weights cost chains), made of `p_value`, `deviation` and `deviation_error`; and
-    `attrs["radius"]`, 0 where nothing is kept. See `agreement` for the rule.
+    `attrs["radius"]`, 0 where nothing is kept. See `agreement` for the rule. `settled`, `relaxation_steps` and
+    `burn_in_steps` are of the chains without weights: a prediction from chains on their way is kept on their way.
 
     A plan made from χ of one of the user's observables is compared with that one, which `observables=` must then name.
 
@@ -79,7 +80,9 @@ def verify(
         by_group[at] = mu_by_group(after, names, observable) - base
         if not bool((after.traces.diverged & ~before.traces.diverged).any()):
             verdicts[at] = None
-    return agreement(plan, names, fractions, by_group, verdicts, tolerance, before.attrs)
+    found = agreement(plan, names, fractions, by_group, verdicts, tolerance, before.attrs)
+    settling = xr.Dataset(before.settling, coords={"component": before.component_names})
+    return found.merge(settling.sel(component=names))
 
 
 def mu_by_group(statistics: Statistics, names: Sequence[str], observable: int) -> np.ndarray:

@@ -287,7 +287,8 @@ def induction_weights(
     settings: Settings, model: AttentionOnlyLM, text: Text, chi: xr.Dataset, predictable: Tensor
 ) -> dict[str, Any]:
     """The mode of χ most like induction, and weights of all tokens along it, each way and at each strength."""
-    modes, similarity = towards_induction(pf.modes(chi, centre_data=False), predictable.flatten().numpy())
+    every = pf.modes(chi, centre_data=False, unsettled=True)
+    modes, similarity = towards_induction(every, predictable.flatten().numpy())
     chosen = int(np.argmax(similarity))
     table = modes.table
     loading = torch.from_numpy(table["data_loading"].values[chosen]).float().view(predictable.shape)
@@ -297,7 +298,8 @@ def induction_weights(
     for sign, way in zip((1, -1), WAYS, strict=True):
         for strength in settings.strengths:
             name = f"{way} {strength:g}"
-            plan = pf.invert(chi, modes[chosen] if sign > 0 else -modes[chosen], strength=strength)
+            along = modes[chosen] if sign > 0 else -modes[chosen]
+            plan = pf.invert(chi, along, strength=strength, unsettled=True)
             negative[name] = plan.attrs["share_negative_before_policy"]
             weights[name] = (
                 torch.from_numpy(plan.weights.values).view(loading.shape)
@@ -412,7 +414,7 @@ def verification(
     few = {"probes": {"training": tokens}, "loss_samples": min(256, len(tokens))}
     chi = of_heads(chains(settings, model, tokens, settings.n_beta, seed, **few))
     direction = chi["chi"][0].copy(data=found["data_loading"].double().numpy())
-    plan = pf.invert(chi, direction, strength=settings.strengths[-1])
+    plan = pf.invert(chi, direction, strength=settings.strengths[-1], unsettled=True)
     posterior = pf.LocalPosterior(
         model, pf.losses.next_token, tokens, n_beta=settings.n_beta, localization=settings.localization
     )

@@ -442,7 +442,8 @@ def verification(
     chi = pf.sample(posterior, sampler, **sampling(settings)).susceptibilities().assign_coords(kind=("sample", kinds))
     plan = llc_plans(estimates, settings.strengths[-1])[favoured]
     direction = chi["chi"][0].copy(data=pf.spread_weights(plan.weights, kinds).values - 1.0)
-    same = pf.invert(chi, direction, strength=float(direction.std()), negative_weights="clip", unit="kind")
+    strength = float(direction.std())
+    same = pf.invert(chi, direction, strength=strength, negative_weights="clip", unit="kind", unsettled=True)
     found = pf.verify(same, posterior, sampler, fractions=(0.1, 0.3, 1.0), seed=1, **sampling(settings))
     names = ("predicted", "predicted_error", "realised", "realised_error")
     return {name: found[name].sel(component=FULL).values.tolist() for name in names} | {

@@ -334,7 +334,12 @@ def coefficient_direction(settings: Settings, own: xr.Dataset, rivals: Tensor) -
 def plan(chi: xr.Dataset, direction: xr.DataArray, unit: str, strength: float) -> pf.Plan:
     """Weights along a direction, the same for all samples of a unit."""
     return pf.invert(
-        chi, direction, strength=strength, negative_weights="clip", unit=None if unit == "sample" else unit
+        chi,
+        direction,
+        strength=strength,
+        negative_weights="clip",
+        unit=None if unit == "sample" else unit,
+        unsettled=True,
     )
 
 

@@ -191,7 +191,13 @@ def verification(result: xr.Dataset) -> Figure:
     return figure
 
 
-VERDICT_COLOURS = {"healthy": "#009E73", "not mixed": "#F0E442", "negative": "#E69F00", "diverged": "#D55E00"}
+VERDICT_COLOURS = {
+    "healthy": "#009E73",
+    "not mixed": "#F0E442",
+    "on the way out": "#56B4E9",
+    "negative": "#E69F00",
+    "diverged": "#D55E00",
+}
 
 
 @checked

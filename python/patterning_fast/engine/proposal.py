@@ -1,0 +1,38 @@
+"""Which of the settings that `calibrate` has tried to sample with, and how long, so that chains settle."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import xarray as xr
+
+HOPELESS = ("diverged", "negative")
+"""Verdicts that no more steps would mend."""
+
+
+def proposal(grid: xr.Dataset) -> dict[str, float]:
+    """Attributes `proposed_NAME` for lr, n_beta, localization, burn_in and steps_between_draws; NaN where none will do.
+
+    Of the settings at which chains of every component relax, those that are healthy already are preferred; among them
+    the one that holds the loss most: with the largest n_beta, then the least localization, then the shortest relaxation.
+    Draws are then a relaxation time of the slowest component apart, and burn-in is what that component needs.
+    """
+    axes = ("lr", "n_beta", "localization")
+    verdicts, slowest = grid["verdict"], grid["relaxation_steps"].max("component", skipna=False)
+    usable = ~verdicts.isin(HOPELESS).any("component") & np.isfinite(slowest)
+    if not bool(usable.any()):
+        return dict.fromkeys([f"proposed_{name}" for name in (*axes, "burn_in", "steps_between_draws")], math.nan)
+    healthy = (verdicts == "healthy").all("component")
+
+    def preference(at: tuple[int, ...]) -> tuple[float, ...]:
+        here = slowest[at]
+        return float(healthy[at]), float(here["n_beta"]), -float(here["localization"]), -float(here)
+
+    best = max((at for at in np.ndindex(*usable.shape) if bool(usable[at])), key=preference)
+    apart = max(1, round(float(slowest[best])))
+    needed = float(grid["burn_in_steps"].transpose(*slowest.dims, "component")[best].max())
+    return {f"proposed_{name}": float(slowest[best][name]) for name in axes} | {
+        "proposed_burn_in": math.ceil(needed / apart),
+        "proposed_steps_between_draws": apart,
+    }
