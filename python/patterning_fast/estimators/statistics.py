@@ -14,6 +14,7 @@ from torch import Tensor
 
 from patterning_fast.arguments import Count, Whole, checked
 from patterning_fast.chains.plan import ChainPlan
+from patterning_fast.estimators.blindness import BallMoments, correlations, ratios
 from patterning_fast.estimators.comoments import Comoments, Means, pseudo_values, unbiased_covariance
 from patterning_fast.estimators.labelled import (
     SIGN,
@@ -64,6 +65,8 @@ class Statistics:
     """Names of the user's."""
     loss_kernel_tracked: bool
     attrs: dict[str, Any]
+    twin: Callable[[], BallMoments] | None = None
+    """What such chains give at n_beta = 0, where that can be known without running them."""
 
     @property
     def component_names(self) -> list[str]:
@@ -99,9 +102,22 @@ class Statistics:
             for name, (function, text, units) in described.items()
         }
 
+    @cached_property
+    def ball(self) -> BallMoments | None:
+        """What such chains give at n_beta = 0; computed when it is first asked for."""
+        return self.twin() if self.twin else None
+
+    @cached_property
+    def blindness(self) -> dict[str, Variable]:
+        """Ratio of E[φ] to that at n_beta = 0, with its error, by component."""
+        if self.ball is None:
+            return {}
+        components = range(len(self.plan.components))
+        return ratios([self.observed.means(self.groups(at)).observable[:, 0] for at in components], self.ball)
+
     def said(self, result: xr.Dataset, sign: str) -> xr.Dataset:
         """An estimate with how its sign is to be read, and R̂ and effective sample size of the chains it is from."""
-        return result.assign(self.phi_mixing).assign_attrs(self.attrs, sign=SIGN[sign])
+        return result.assign(self.phi_mixing).assign(self.blindness).assign_attrs(self.attrs, sign=SIGN[sign])
 
     def by_groups(self, totals: Comoments) -> Comoments:
         """Totals by bundle, joined to totals by group."""
@@ -263,6 +279,9 @@ class Statistics:
             result.update(reliabilities(part.name, part.long_name, reliable))
         healthy = [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
         result["chains_for_r_0.9"] = chains_for_target(result["chi_reliability"].values, np.array(healthy))
+        if self.ball is not None and observable == PHI:
+            blind = correlations(result["chi"].values, result["chi_reliability"].values, self.ball)
+            result["blind_correlation"] = blind
         return self.said(result, "chi").assign_attrs(observable=observable)
 
     def paired(self, component: Whole, full: Whole) -> tuple[Means, Means]:
