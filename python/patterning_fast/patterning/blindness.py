@@ -1,0 +1,34 @@
+"""Whether χ is about the loss at all: plans say so where it is what chains at n_beta = 0 would give."""
+
+from __future__ import annotations
+
+import warnings
+
+import xarray as xr
+
+from patterning_fast.domains import shown
+
+BLIND = 0.9
+"""From here on an estimate has hardly more of the loss in it than chains that do not feel it."""
+
+SEEING = 0.5
+"""A ratio that may be as small as this, by two of its errors, says nothing."""
+
+
+def blind_components(chi: xr.Dataset) -> list[str]:
+    """The components whose χ is geometry of a Gaussian ball around w*; warns of them.
+
+    None where χ does not say how blind it is.
+    """
+    if not {"blind", "blind_error"} <= set(chi.data_vars):
+        return []
+    ratio = chi["blind"]
+    blind = (ratio > BLIND) & (ratio - 2 * chi["blind_error"] > SEEING)
+    names = [str(name) for name in chi["component"].values[blind.values]]
+    if names:
+        warnings.warn(
+            f"χ of {shown(names, typed=False)} is geometry of a Gaussian ball around w*, in which the loss has hardly a part "
+            f"(blind is {float(ratio.values[blind.values].min()):.2g} or more): lower localization or raise n_beta",
+            stacklevel=4,
+        )
+    return names
