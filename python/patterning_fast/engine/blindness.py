@@ -4,9 +4,9 @@ Of a normal variable X of variance σ² in each coordinate, any two functions ha
 
     Cov[φ(X), l(X)] = σ²·E[∇φ(X_ρ)·∇l(X)],    X_ρ = ρX + √(1 − ρ²)·X',  ρ uniform on [0, 1],  X' as X
 
-(the Ornstein–Uhlenbeck semigroup, with ρ = exp(−τ)). The products on the right fluctuate far less than those of φ and l,
-so that a few draws do. The mean over ρ is taken at two Gauss points: exact for products of polynomials of up to 4th
-degree. Draws come in pairs of opposite sign, in which what is odd in X cancels.
+(the Ornstein–Uhlenbeck semigroup, with ρ = exp(−τ)). The products on the right fluctuate far less than those of φ and
+l, so that a few draws do. The mean over ρ is taken at two Gauss points: exact for polynomials of up to 4th degree.
+Draws come in pairs of opposite sign, in which what is odd in X cancels.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def twin(
     options: Options,
     tile: int | None,
 ) -> GaussianBall | None:
-    """That of a run; None where there is none: of a random loss, which has no gradient to speak of, or no equilibrium."""
+    """That of a run; None where there is none: a loss is random, or chains without one would never settle."""
     variance = ball_variance(sampler, posterior.localization, options)
     if posterior.random_loss or not np.isfinite(variance):
         return None

@@ -8,14 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from patterning_fast.estimators.comoments import mean_and_error
-from patterning_fast.estimators.labelled import Variable, split_half_reliability
-
-LEAST_RELIABILITY = 0.1
-"""An estimate that is less reliable has no correlation to speak of."""
+from patterning_fast.estimators.labelled import Variable
+from patterning_fast.estimators.regression import regression
 
 
 class BallMoments(NamedTuple):
@@ -47,20 +44,16 @@ def ratios(found: list[Tensor], ball: BallMoments) -> dict[str, Variable]:
     }
 
 
-def correlations(chi: np.ndarray, reliable: np.ndarray, ball: BallMoments) -> Variable:
-    """Correlation over data of χ `[components, losses]`, freed of the noise of both, with that of the ball.
-
-    NaN where a reliability is too small to divide by. By its error it may lie outside [−1, 1].
-    """
-    found = np.full(len(chi), np.nan)
-    for at, (own, reliability, by_draw) in enumerate(zip(chi, reliable, ball.chi, strict=True)):
-
-        def of(draws: Tensor, by_draw: Tensor = by_draw) -> Tensor:
-            return by_draw[draws].double().mean(0)
-
-        of_ball = split_half_reliability(len(by_draw), of)
-        if reliability > LEAST_RELIABILITY and of_ball > LEAST_RELIABILITY:
-            both = torch.stack((torch.from_numpy(own), by_draw.double().mean(0).cpu()))
-            found[at] = float(torch.corrcoef(both)[0, 1]) / np.sqrt(reliability * of_ball)
-    text = "correlation of chi with that of chains at n_beta = 0, over the root of both reliabilities"
-    return "component", found, {"long_name": text, "units": "1"}
+def correlations(found: list[np.ndarray], ball: BallMoments) -> dict[str, Variable]:
+    """Correlation over data of χ of components, by independent group `[groups, losses]`, with that of the ball."""
+    values = [regression(by_group, by_draw.cpu().numpy()) for by_group, by_draw in zip(found, ball.chi, strict=True)]
+    text = "correlation of chi over data with that at n_beta = 0, over the root of both reliabilities"
+    described = {"blind_correlation": text, "blind_correlation_error": f"standard error of {text}"}
+    return {
+        name: (
+            "component",
+            np.array([getattr(each, name.removeprefix("blind_")) for each in values]),
+            {"long_name": text, "units": "1"},
+        )
+        for name, text in described.items()
+    }

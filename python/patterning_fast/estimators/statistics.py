@@ -45,7 +45,9 @@ class Statistics:
 
     Chains that diverged are left out, with the others of their bundle where totals were too large for every chain to
     have its own. A component with fewer than two groups of healthy chains has estimates of NaN. Each estimate has
-    `r_hat` and `ess` beside it, by component: those of φ in `diagnostics()`.
+    beside it, by component, `r_hat` and `ess`, those of φ in `diagnostics()`; and `blind` ± `blind_error`, the ratio of
+    E[φ] to what chains at n_beta = 0 would give. Near 1 the estimate is geometry of a Gaussian ball around w*, in which
+    the loss has no part. It is left out for random losses, and for samplers other than SGLD without localization.
     """
 
     plan: ChainPlan
@@ -241,7 +243,8 @@ class Statistics:
 
         Each has its standard error, and `_reliability`: the correlation over tokens that two such runs would have,
         from halves of the groups (Spearman–Brown). `chains_for_r_0.9` is how many chains of each component would give
-        `chi` a correlation of 0.9 with its true value. Both need 4 groups, and are NaN below.
+        `chi` a correlation of 0.9 with its true value. `blind_correlation` is that over data of `chi` with what chains
+        at n_beta = 0 give, freed of the noise of both. All three need 4 groups, and are NaN below.
 
         Args:
             observable: one of the user's in place of φ: χ > 0 at z where up-weighting z raises its posterior mean. In
@@ -280,8 +283,8 @@ class Statistics:
         healthy = [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
         result["chains_for_r_0.9"] = chains_for_target(result["chi_reliability"].values, np.array(healthy))
         if self.ball is not None and observable == PHI:
-            blind = correlations(result["chi"].values, result["chi_reliability"].values, self.ball)
-            result["blind_correlation"] = blind
+            by_group = result["chi_group"].values
+            result.update(correlations([each[np.isfinite(each).all(1)] for each in by_group], self.ball))
         return self.said(result, "chi").assign_attrs(observable=observable)
 
     def paired(self, component: Whole, full: Whole) -> tuple[Means, Means]:

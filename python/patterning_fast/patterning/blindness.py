@@ -11,8 +11,8 @@ from patterning_fast.domains import shown
 BLIND = 0.9
 """From here on an estimate has hardly more of the loss in it than chains that do not feel it."""
 
-SEEING = 0.5
-"""A ratio that may be as small as this, by two of its errors, says nothing."""
+TOLD = 0.5
+"""A ratio that may be as small as this, or so much above 1, by two of its errors, tells something else."""
 
 
 def blind_components(chi: xr.Dataset) -> list[str]:
@@ -23,12 +23,13 @@ def blind_components(chi: xr.Dataset) -> list[str]:
     if not {"blind", "blind_error"} <= set(chi.data_vars):
         return []
     ratio = chi["blind"]
-    blind = (ratio > BLIND) & (ratio - 2 * chi["blind_error"] > SEEING)
+    least = ratio - 2 * chi["blind_error"]
+    blind = (ratio > BLIND) & (least > TOLD) & (least < 1 / BLIND)
     names = [str(name) for name in chi["component"].values[blind.values]]
     if names:
         warnings.warn(
-            f"χ of {shown(names, typed=False)} is geometry of a Gaussian ball around w*, in which the loss has hardly a part "
-            f"(blind is {float(ratio.values[blind.values].min()):.2g} or more): lower localization or raise n_beta",
+            f"χ of {shown(names, typed=False)} is geometry of a Gaussian ball around w*, as without the loss "
+            f"(blind is at least {float(ratio.values[blind.values].min()):.2g}); lower localization or raise n_beta",
             stacklevel=4,
         )
     return names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import scipy.stats
@@ -16,6 +16,7 @@ from patterning_fast.engine.checkpoint import checkpoint_folder
 from patterning_fast.engine.evaluation import loss_indices
 from patterning_fast.engine.linear_response import linear_response
 from patterning_fast.engine.sample import sample
+from patterning_fast.estimators.regression import LEAST_GROUPS, Regression, regression
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import Components
 from patterning_fast.posterior.local_posterior import LocalPosterior
@@ -24,9 +25,6 @@ from patterning_fast.samplers.langevin import Sampler
 
 LEVEL = 0.01
 """Chance of calling two estimates of the same χ different."""
-
-LEAST_GROUPS = 4
-"""Fewer independent groups tell neither a reliability nor the error of a slope."""
 
 SHARED = {"posterior", "sampler", "components", "probes", "loss_samples", "seed", "checkpoint", "progress"}
 """What both estimates have from `fluctuation_dissipation`."""
@@ -76,9 +74,9 @@ def fluctuation_dissipation(
     `response_reliability`; a `verdict`; what covariances say of their chains (`r_hat`, `blind`, ...); and both χ,
     `covariance` and `response` `[component, token or sample]` [nats²], each with its error. The verdict is
 
-    - "disagree" where slope or correlation is more than `tolerance` from 1, by more than errors make it once in 100;
-    - else "too noisy to tell" where either error is above `tolerance`, or either estimate is all noise;
-    - else "agree".
+    - "agree" where the slope is within `tolerance` of 1, the correlation not further below it, and so are both errors;
+    - "disagree" where either is off by more than `tolerance`, and by more than errors make it once in 100;
+    - else "too noisy to tell": more chains or draws, of the estimate of less reliability, tell.
 
     `figures.fluctuation_dissipation` draws it.
 
@@ -111,10 +109,11 @@ def fluctuation_dissipation(
 def comparison(covariances: xr.Dataset, responses: xr.Dataset, tolerance: float) -> xr.Dataset:
     """What `fluctuation_dissipation` returns, from the χ of both."""
     names = responses["component"].values
-    found = [
-        agreement(*(healthy_groups(each.sel(component=name)) for each in (covariances, responses)), tolerance)
-        for name in names
-    ]
+    found, verdicts = [], []
+    for name in names:
+        by_group = [healthy_groups(each.sel(component=name)) for each in (covariances, responses)]
+        found.append(regression(*by_group))
+        verdicts.append(verdict(found[-1], min(map(len, by_group)), tolerance))
     dimension = str(responses["chi"].dims[1])
     result = covariances[
         [name for name, each in covariances.data_vars.items() if each.dims == ("component",) and "chi" not in str(name)]
@@ -123,7 +122,7 @@ def comparison(covariances: xr.Dataset, responses: xr.Dataset, tolerance: float)
         for part, described in ((name, text), (f"{name}_error", f"standard error of {text}")):
             values = np.array([getattr(each, part) for each in found])
             result[part] = ("component", values, {"long_name": described, "units": "1"})
-    result["verdict"] = ("component", np.array([each.verdict for each in found]))
+    result["verdict"] = ("component", np.array(verdicts))
     for name, chi in (("covariance", covariances), ("response", responses)):
         result[f"{name}_reliability"] = chi["chi_reliability"]
         for part in ("", "_error"):
@@ -133,57 +132,15 @@ def comparison(covariances: xr.Dataset, responses: xr.Dataset, tolerance: float)
 
 
 def healthy_groups(chi: xr.Dataset) -> np.ndarray:
-    """Values of a component's χ by healthy group `[groups, data]`, about their mean over data."""
-    values = chi["chi_group"].values.astype(np.float64)
-    values = values[np.isfinite(values).all(1)]
-    return values - values.mean(1, keepdims=True)
+    """Values of a component's χ by healthy group `[groups, data]`."""
+    values = chi["chi_group"].values
+    return values[np.isfinite(values).all(1)]
 
 
-class Agreement(NamedTuple):
-    """Of two estimates of one component's χ."""
-
-    slope: float
-    slope_error: float
-    correlation: float
-    correlation_error: float
-    verdict: str
-
-
-def agreement(covariance: np.ndarray, response: np.ndarray, tolerance: float) -> Agreement:
-    """From values by independent group `[groups, data]`, about their means.
-
-    Products of different groups hold signal alone, however noisy each is; errors are those of a jackknife over the
-    groups of both.
-    """
-    groups = min(len(covariance), len(response))
-    if groups < LEAST_GROUPS:
-        return Agreement(*[float("nan")] * 4, "too noisy to tell")
-    both = np.concatenate((covariance, response))
-    products, of_response = both @ both.T, np.arange(len(both)) >= len(covariance)
-    estimate = slope_and_correlation(products, of_response)
-    without = np.stack([slope_and_correlation(products, of_response, left_out) for left_out in range(len(both))])
-    parts = without[~of_response], without[of_response]
-    error = np.sqrt(sum((len(each) - 1) * each.var(0) for each in parts))
-    apart = np.array([abs(estimate[0] - 1), 1 - estimate[1]])
-    different = (apart > tolerance) & (apart > scipy.stats.t.isf(LEVEL / 2, groups - 1) * error)
-    if different.any():
-        verdict = "disagree"
-    else:
-        verdict = "agree" if (error <= tolerance).all() else "too noisy to tell"
-    return Agreement(*np.stack((estimate, error), 1).ravel().tolist(), verdict)
-
-
-def slope_and_correlation(products: np.ndarray, of_response: np.ndarray, left_out: int | None = None) -> np.ndarray:
-    """Both `[2]` from products `[groups, groups]` over data, without one of the groups; NaN where there is no signal."""
-    kept = np.arange(len(products)) != left_out
-    covariances, responses = kept & ~of_response, kept & of_response
-    shared = products[np.ix_(covariances, responses)].mean()
-    signals = [between_groups(products[np.ix_(own, own)]) for own in (covariances, responses)]
-    of_covariances, of_responses = (each if each > 0 else np.nan for each in signals)
-    return np.array([shared / of_responses, shared / np.sqrt(of_covariances * of_responses)])
-
-
-def between_groups(products: np.ndarray) -> float:
-    """Mean product of two different groups, which holds no noise."""
-    number = len(products)
-    return float((products.sum() - products.trace()) / (number * (number - 1)))
+def verdict(found: Regression, groups: int, tolerance: float) -> str:
+    """What is to be thought of two estimates of the same χ."""
+    apart = np.array([abs(found.slope - 1), 1 - found.correlation])
+    error = np.array([found.slope_error, found.correlation_error])
+    if ((apart > tolerance) & (apart > scipy.stats.t.isf(LEVEL / 2, groups - 1) * error)).any():
+        return "disagree"
+    return "agree" if ((apart <= tolerance) & (error <= tolerance)).all() else "too noisy to tell"
