@@ -167,7 +167,7 @@ def test_cost() -> None:
         cost[0] += len(batch[0]) * (3 if torch.is_grad_enabled() else 1)
         return pf.losses.squared_error(model, batch)
 
-    problem = linear_regression(0)
+    problem = linear_regression(0, samples=200)
     posterior = pf.LocalPosterior(nn.Sequential(problem.model()), loss, (problem.x, problem.y), n_beta=1.0,
                                   localization=1.0)  # fmt: skip
     before = cost[0]

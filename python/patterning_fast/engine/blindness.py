@@ -38,7 +38,7 @@ from patterning_fast.samplers.langevin import Sampler
 from patterning_fast.samplers.sgld import SGLD
 
 PAIRS = 8
-"""Pairs of draws of each component: 2 · 8 · 2 evaluations of the losses and 5 · 8 minibatch gradients."""
+"""Pairs of draws of each component: 32 evaluations of the losses and 48 minibatch gradients."""
 
 BYTES = 2**28
 """Pairs are evaluated side by side while that much memory holds them."""
