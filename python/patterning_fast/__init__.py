@@ -18,6 +18,7 @@ from patterning_fast.patterning.adaptive import AdaptiveRun, PosteriorSampling, 
 from patterning_fast.patterning.constraints import Constraints
 from patterning_fast.patterning.embedding import embed_data
 from patterning_fast.patterning.extremes import extreme_data
+from patterning_fast.patterning.fluctuation_dissipation import fluctuation_dissipation
 from patterning_fast.patterning.importance import importance_check
 from patterning_fast.patterning.inversion import invert
 from patterning_fast.patterning.matching import match_modes
@@ -64,6 +65,7 @@ __all__ = [
     "component",
     "embed_data",
     "extreme_data",
+    "fluctuation_dissipation",
     "importance_check",
     "invert",
     "layers",

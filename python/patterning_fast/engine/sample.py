@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patterning_fast.arguments import Bytes, Count, NonNegative, Seed, Whole, checked
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
+from patterning_fast.engine.blindness import twin
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
@@ -134,7 +135,9 @@ def sample(
     (statistics,) = sample_settings(
         posterior, sampler, (setting,), components, probes, observables, loss_samples, options, keeping, progress
     )
-    return statistics
+    tile = None if statistics.attrs["engine"] == "native" else statistics.attrs["tile"]
+    ball = twin(posterior, sampler, statistics.plan.components, probes, loss_samples, options, tile)
+    return replace(statistics, twin=ball)
 
 
 def sample_settings(

@@ -23,8 +23,9 @@ def aggregate(estimates: xr.Dataset, groups: Labels, name: Name = "document") ->
         name: of the dimension of groups in the result.
 
     Returns the estimates along `name`, and as coordinate `count` how many samples or tokens each mean is of. What is
-    about the spread over single data (reliabilities) is left out. Raises ValueError for groups that do not fit the
-    data or are missing, and for estimates of several probes, of pairs of losses, or without values by group.
+    about the spread over single data (reliabilities, correlations) is left out. Raises ValueError for groups that do
+    not fit the data or are missing, and for estimates of several probes, of pairs of losses, or without values by
+    group.
     """
     dimension, averaged = data_dimension(estimates)
     names, codes, counts = np.unique(
@@ -34,7 +35,8 @@ def aggregate(estimates: xr.Dataset, groups: Labels, name: Name = "document") ->
         {
             each: variable
             for each, variable in estimates.data_vars.items()
-            if dimension not in variable.dims and not str(each).endswith(("_reliability", "r_0.9"))
+            if dimension not in variable.dims
+            and not str(each).endswith(("_reliability", "r_0.9", "_correlation", "_correlation_error"))
         },
         coords={"component": estimates["component"].values, name: names, "count": (name, counts)},
         attrs=estimates.attrs,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patterning_fast.arguments import Count, Whole, checked
 from patterning_fast.chains.plan import ChainPlan
+from patterning_fast.estimators.blindness import BallMoments, correlations, ratios
 from patterning_fast.estimators.comoments import Comoments, Means, pseudo_values, unbiased_covariance
 from patterning_fast.estimators.labelled import (
     SIGN,
@@ -46,7 +47,9 @@ class Statistics:
 
     Chains that diverged are left out, with the others of their bundle where totals were too large for every chain to
     have its own. A component with fewer than two groups of healthy chains has estimates of NaN. Each estimate has
-    `r_hat` and `ess` beside it, by component: those of φ in `diagnostics()`.
+    beside it, by component, `r_hat` and `ess`, those of φ in `diagnostics()`; and `blind` ± `blind_error`, the ratio of
+    E[φ] to what chains at n_beta = 0 would give. Near 1 the estimate is geometry of a Gaussian ball around w*, in which
+    the loss has no part. It is left out for random losses, and for samplers other than SGLD without localization.
 
     Chains start at w*, and what they give before they have settled is not of the posterior. So each estimate also has,
     by component, `settled`, `relaxation_steps` (in which what E[φ] lacks falls to 1/e) and `burn_in_steps` (that would
@@ -73,6 +76,8 @@ class Statistics:
     """Names of the user's."""
     loss_kernel_tracked: bool
     attrs: dict[str, Any]
+    twin: Callable[[], BallMoments] | None = None
+    """What such chains give at n_beta = 0, where that can be known without running them."""
 
     @property
     def component_names(self) -> list[str]:
@@ -108,13 +113,26 @@ class Statistics:
             for name, (function, text, units) in described.items()
         }
 
+    @cached_property
+    def ball(self) -> BallMoments | None:
+        """What such chains give at n_beta = 0; computed when it is first asked for."""
+        return self.twin() if self.twin else None
+
+    @cached_property
+    def blindness(self) -> dict[str, Variable]:
+        """Ratio of E[φ] to that at n_beta = 0, with its error, by component."""
+        if self.ball is None:
+            return {}
+        components = range(len(self.plan.components))
+        return ratios([self.observed.means(self.groups(at)).observable[:, 0] for at in components], self.ball)
+
     def said(self, result: xr.Dataset, sign: str) -> xr.Dataset:
         """An estimate with how its sign is to be read, and how the chains it is from have fared.
 
         Warns with `UnsettledWarning` where some had not settled.
         """
         warn_of_unsettled(dict(zip(self.component_names, self.settlings, strict=True)), self.attrs)
-        return result.assign(self.phi_mixing | self.settling).assign_attrs(self.attrs, sign=SIGN[sign])
+        return result.assign(self.phi_mixing | self.settling | self.blindness).assign_attrs(self.attrs, sign=SIGN[sign])
 
     @property
     def settling(self) -> dict[str, Variable]:
@@ -287,7 +305,8 @@ class Statistics:
 
         Each has its standard error, and `_reliability`: the correlation over tokens that two such runs would have,
         from halves of the groups (Spearman–Brown). `chains_for_r_0.9` is how many chains of each component would give
-        `chi` a correlation of 0.9 with its true value. Both need 4 groups, and are NaN below.
+        `chi` a correlation of 0.9 with its true value. `blind_correlation` is that over data of `chi` with what chains
+        at n_beta = 0 give, freed of the noise of both. All three need 4 groups, and are NaN below.
 
         Args:
             observable: one of the user's in place of φ: χ > 0 at z where up-weighting z raises its posterior mean. In
@@ -325,6 +344,9 @@ class Statistics:
             result.update(reliabilities(part.name, part.long_name, reliable))
         healthy = [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
         result["chains_for_r_0.9"] = chains_for_target(result["chi_reliability"].values, np.array(healthy))
+        if self.ball is not None and observable == PHI:
+            by_group = result["chi_group"].values
+            result.update(correlations([each[np.isfinite(each).all(1)] for each in by_group], self.ball))
         return self.said(result, "chi").assign_attrs(observable=observable)
 
     def paired(self, component: Whole, full: Whole) -> tuple[Means, Means]:

@@ -11,6 +11,7 @@ import xarray as xr
 
 from patterning_fast.arguments import Positive, checked
 from patterning_fast.domains import Mend
+from patterning_fast.patterning.blindness import blind_components
 from patterning_fast.patterning.constraints import Constraints, constrained
 from patterning_fast.patterning.estimates import Estimates, by_datum, by_unit, check_chi
 from patterning_fast.patterning.modes import Mode
@@ -123,6 +124,7 @@ def invert(
         "n_beta": chi.attrs["n_beta"],
         "observable": chi.attrs.get("observable", PHI),
         **said,
+        "blind": blind_components(chi),
     }
     dims = chi["chi"].dims[1:]
     labelled = xr.DataArray(

@@ -198,6 +198,46 @@ VERDICT_COLOURS = {
     "negative": "#E69F00",
     "diverged": "#D55E00",
 }
+AGREEMENT_COLOURS = {"agree": COLOURS[4], "too noisy to tell": COLOURS[3], "disagree": COLOURS[2]}
+
+
+@checked
+def fluctuation_dissipation(result: xr.Dataset) -> Figure:
+    """χ by covariances against χ by responses, as `pf.fluctuation_dissipation` finds them: a panel for each component.
+
+    Both are about their means over data. Lines are the slope there is, freed of noise, and the 1 there should be. Of
+    more than 12 components the first are shown.
+    """
+    names = result["component"].values[:NAMED]
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure = Figure(figsize=(0.6 + 2.9 * columns, 0.4 + 2.8 * rows), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for name, axes in zip(names, panels, strict=False):
+        here = result.sel(component=name)
+        x, y = (here[each].values - here[each].values.mean() for each in ("response", "covariance"))
+        colour = AGREEMENT_COLOURS[here["verdict"].item()]
+        axes.scatter(x, y, s=4, color=COLOURS[3], alpha=0.5, linewidths=0, rasterized=True)
+        axes.axline((0, 0), slope=1, color=COLOURS[0], linewidth=0.8, linestyle="--")
+        slope, error = float(here["slope"]), float(here["slope_error"])
+        if np.isfinite(slope):
+            axes.axline((0, 0), slope=slope, color=colour, linewidth=2)
+        correlation = f"r {float(here['correlation']):.2f} ± {float(here['correlation_error']):.2f}"
+        axes.set_title(
+            f"{text.label(str(name))}: {here['verdict'].item()}\nslope {slope:.3g} ± {error:.2g}, {correlation}",
+            loc="left", fontsize=8, color=colour,
+        )  # fmt: skip
+        axes.ticklabel_format(scilimits=(-2, 2))
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    figure.supxlabel("χ by linear response [nats²]", fontsize=9)
+    figure.supylabel("χ by covariances [nats²]", fontsize=9)
+    return figure
+
+
+VERDICT_COLOURS = {"healthy": "#009E73", "not mixed": "#F0E442", "negative": "#E69F00", "diverged": "#D55E00"}
 
 
 @checked
