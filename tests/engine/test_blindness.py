@@ -73,7 +73,7 @@ def test_far_from_quadratic() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1))
     x, y = torch.randn(5, 2), torch.randn(5, 1)
     posterior = pf.LocalPosterior(model, pf.losses.squared_error, (x, y), n_beta=1.0, localization=10.0)
-    ball = GaussianBall(posterior, 0.1, components(posterior), None, None, options(batch_size=3), None)
+    ball = GaussianBall(posterior, 0.1, components(posterior), None, None, options(batch_size=3), None, PAIRS)
     phi, chi = repeated(ball, 100)
     flat = nn.utils.parameters_to_vector(model.parameters()).detach()
     w = flat + 0.1**0.5 * torch.randn(200_000, len(flat))

@@ -143,7 +143,8 @@ def test_both_are_of_the_same_phi(monkeypatch: pytest.MonkeyPatch) -> None:
     """A number of samples of L is chosen by the seed, which is another for the responses."""
     module = "patterning_fast.patterning.fluctuation_dissipation"
     taken: list[dict[str, Any]] = []
-    for name, function in (("sample", pf.sample), ("linear_response", pf.linear_response)):
+    both: dict[str, Any] = {"sample": pf.sample, "linear_response": pf.linear_response}
+    for name, function in both.items():
 
         @functools.wraps(function)
         def noting(*given: Any, function: Any = function, **named: Any) -> Any:

@@ -69,6 +69,8 @@ class GaussianBall:
     options: Options
     tile: int | None
     """Chains that are evaluated together; None for all there are."""
+    number: int
+    """Pairs of draws."""
 
     def __call__(self) -> BallMoments:
         posterior, seed = self.posterior, self.options.seed
@@ -87,14 +89,14 @@ class GaussianBall:
                 moving = torch_ensemble(posterior, SGLD(setting.lr), plan, sets, options, pool)
             moving.tile.fill_(self.tile or plan.chains)
             draws = Draws(moving, sqrt(self.variance), indices, loss_set.columns, probe_sets[-1].columns.stop, pool)
-            found = [draws.pairs(first) for first in range(0, PAIRS, at_once)]
+            found = [draws.pairs(first) for first in range(0, self.number, at_once)]
         return BallMoments(*(torch.cat(each, 1) for each in zip(*found, strict=True)))
 
     def pairs_at_once(self) -> int:
-        """As many as memory holds, of those that PAIRS is a multiple of."""
+        """As many as memory holds, of those that their number is a multiple of."""
         parameters = dict(self.posterior.model.named_parameters())
         a_pair = 2 * 8 * sum(each.size(parameters) for each in self.components)
-        return next((each for each in (8, 4, 2) if each * a_pair <= BYTES), 1)
+        return next((each for each in (8, 4, 2) if self.number % each == 0 and each * a_pair <= BYTES), 1)
 
 
 @dataclass
@@ -200,12 +202,13 @@ def twin(
     loss_samples: int | Tensor | None,
     options: Options,
     tile: int | None,
+    number: int = PAIRS,
 ) -> GaussianBall | None:
     """That of a run; None where there is none: a loss is random, or chains without one would never settle."""
     variance = ball_variance(sampler, posterior.localization, options)
     if posterior.random_loss or not np.isfinite(variance):
         return None
-    return GaussianBall(posterior, variance, components, probes, loss_samples, options, tile)
+    return GaussianBall(posterior, variance, components, probes, loss_samples, options, tile, number)
 
 
 def ball_variance(sampler: Sampler, localization: float, options: Options) -> float:

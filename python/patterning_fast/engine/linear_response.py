@@ -22,6 +22,7 @@ from torch import Tensor
 from patterning_fast.arguments import Bytes, Count, NonNegative, Positive, Seed, Whole, checked
 from patterning_fast.chains.plan import Setting, chain_plan
 from patterning_fast.domains import Holds, Mend
+from patterning_fast.engine.blindness import twin
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import joint_coordinates, losses_at_center
 from patterning_fast.engine.identity import digest, run_identity
@@ -32,7 +33,7 @@ from patterning_fast.engine.run import ChainDivergedError, advice
 from patterning_fast.engine.waves import Waves
 from patterning_fast.engine.workers import workers
 from patterning_fast.estimators.goal import Error, Reliability, goal_of
-from patterning_fast.estimators.response import response_dataset, warn_of_response
+from patterning_fast.estimators.response import blindness, response_dataset, warn_of_response
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, Components, resolve_components
 from patterning_fast.posterior.data import sample_count
@@ -46,6 +47,9 @@ from patterning_fast.samplers.sgld import SGLD
 
 DIFFERENTIABLE = (SGLD, RMSPropSGLD, SGHMC)
 """Samplers whose step can be gone back over; a subclass may have another."""
+
+PAIRS = 2
+"""Of draws at nβ = 0, of which χ is known so well that these few are enough."""
 
 Differentiable = Annotated[SGLD | RMSPropSGLD | SGHMC, Mend("pass pf.SGLD(lr=...), pf.RMSPropSGLD or pf.SGHMC")]
 
@@ -117,7 +121,7 @@ def linear_response(
     `Statistics.contributions()`. By component: `settled`, whether burn-in was long enough that less than a tenth of the
     response is missing, `relaxation_steps`, and `burn_in_steps` that would be enough; `difference_error`, the error of
     finite differences over that of chains; `chains_run`, and `diverged` by chain. Where the probes are the posterior's
-    data: `mu`, `llc`, and `r_hat` and `ess` of φ.
+    data: `mu`, `llc`, `r_hat` and `ess` of φ; and `blind`, as of `Statistics`.
 
     Raises:
         TypeError, ValueError: input that cannot work, before any sampling; an observable without a gradient;
@@ -164,6 +168,9 @@ def linear_response(
     dimension = "token" if chosen.loss_set.loss_shape else "sample"
     where = {name: (dimension, each) for name, each in joint_coordinates(chosen.probe_sets).items()}
     result = response_dataset(names, found, where, posterior, steps_between_draws, of_phi)
+    ball = twin(posterior, sampler, resolved, probes, loss_samples, options, tile, PAIRS)
+    if ball is not None and chosen.follows_loss and of_phi and posterior.n_beta > 0:
+        result.update(blindness(found, ball()))
     warn_of_response(result, run.stopped, reliability)
     return result.assign_attrs(
         asdict(setting)

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from patterning_fast.estimators.blindness import BallMoments, correlations, ratios
 from patterning_fast.estimators.forgetting import forgetting
 from patterning_fast.estimators.labelled import (
     SIGN,
@@ -22,6 +23,7 @@ from patterning_fast.estimators.labelled import (
     reliabilities,
     split_half_reliability,
 )
+from patterning_fast.estimators.settling import UnsettledWarning
 from patterning_fast.estimators.statistics import chain_statistic
 from patterning_fast.posterior.local_posterior import LocalPosterior
 
@@ -80,6 +82,11 @@ class Found:
         return self.response - self.loss_response[:, None]
 
     @property
+    def phi_mean(self) -> Tensor:
+        """E[φ] after burn-in, `[units]`."""
+        return self.phi[:, len(self.shares) :].mean(1).view(len(self.response), -1).mean(1)
+
+    @property
     def growth(self) -> float:
         """Natural logarithm of how the size of a chain's derivative changes over burn-in, going back; median."""
         sizes = self.sizes[(self.sizes > 0).all(1) & self.sizes.isfinite().all(1)]
@@ -122,7 +129,7 @@ def response_dataset(
         chi.update(estimate("contribution", adds, (dimension,), "contribution to the local learning coefficient", "1"))
     if any(bool(each.phi.isfinite().any()) for each in found):
         after = [each.phi[:, burn_in:] for each in found]
-        mu = [own.mean(1).view(len(each.response), -1).mean(1) for own, each in zip(after, found, strict=True)]
+        mu = [each.phi_mean for each in found]
         chi.update(estimate("mu", mu, (), "posterior mean of L(w) - L(w*)", "nats"))
         chi.update(estimate("llc", [n_beta * each for each in mu], (), "local learning coefficient", "1"))
         traces = [own[~each.diverged].numpy() for own, each in zip(after, found, strict=True)]
@@ -168,6 +175,14 @@ def health(
         "chains_run": by_component([len(each.diverged) for each in found], "chains that ran", "chains"),
         "diverged": (("component", "chain"), diverged, {"long_name": "frozen and left out", "units": "1"}),
     }
+
+
+def blindness(found: Sequence[Found], ball: BallMoments) -> dict[str, Variable]:
+    """How much of χ and of E[φ] the loss has no part in; see `estimators/blindness.py`."""
+    tracked = ball.chi.shape[2]
+    means = [each.phi_mean[each.healthy] for each in found]
+    chi = [each.chi[each.healthy][:, :tracked].double().numpy() for each in found]
+    return ratios(means, ball) | correlations(chi, ball)
 
 
 def difference_error(found: Found) -> float:
@@ -221,7 +236,3 @@ def shown(names: np.ndarray) -> str:
     """The first of some names."""
     first = ", ".join(map(str, names[:4]))
     return first + (f" and {len(names) - 4} others" if len(names) > 4 else "")
-
-
-class UnsettledWarning(UserWarning):
-    """An estimate is from chains that had not settled."""
