@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class Run(ABC):
     store: TraceStore | None
     seconds: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     """0-d: time spent until now."""
+    target: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.int64))
+    """0-d: draws to come to, those thrown away not counted."""
 
     def __post_init__(self) -> None:
         shifts = self.totals.loss_shift, self.totals.observable_shift[:0]
@@ -63,7 +65,7 @@ class Run(ABC):
         named = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
         own = {"params": moving.bank.params, "bundles": self.bundles, "tile": moving.tile, "seconds": self.seconds,
                "center_losses": moving.reference, "early.count": self.early.count,
-               "early.loss_sum": self.early.loss_sum}  # fmt: skip
+               "early.loss_sum": self.early.loss_sum, "target": self.target}  # fmt: skip
         return own | named
 
     @property
@@ -83,6 +85,15 @@ class Run(ABC):
         if done + number == self.middle:
             self.mark()
         return number
+
+    def extend(self, draws: int, done: int) -> None:
+        """Go on to that many draws, of which `done` are there."""
+        options = self.ensemble.options
+        self.ensemble.traces.extend(draws - options.draws)
+        self.ensemble.options = replace(options, draws=draws)
+        self.target.fill_(draws)
+        if done == self.middle:
+            self.mark()
 
     @property
     def middle(self) -> int:

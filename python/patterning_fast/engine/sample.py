@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patterning_fast.arguments import Bytes, Count, NonNegative, Seed, Whole, checked
+from patterning_fast.arguments import Bytes, Count, NonNegative, Positive, Seed, Whole, checked
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.blindness import twin
 from patterning_fast.engine.checkpoint import Checkpoint
@@ -30,11 +31,13 @@ from patterning_fast.engine.recording import Runners
 from patterning_fast.engine.run import NativeRun, Run, TorchRun
 from patterning_fast.engine.torch_ensemble import TorchEnsemble, torch_ensemble
 from patterning_fast.engine.trace_store import TraceStore
+from patterning_fast.engine.until import Until
 from patterning_fast.engine.workers import Workers, workers
 from patterning_fast.estimators.comoments import Comoments
+from patterning_fast.estimators.goal import Error, Reliability, goal_of
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.plain_torch import plain_torch
-from patterning_fast.posterior.components import Component, Components, resolve_components
+from patterning_fast.posterior.components import FULL, Component, Components, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.dense import NotDense
 from patterning_fast.posterior.local_posterior import LocalPosterior
@@ -78,6 +81,10 @@ def sample(
     checkpoint_seconds: NonNegative = 60.0,
     allow_versions: bool = False,
     traces: str | Path | None = None,
+    reliability: Reliability | None = None,
+    error: Error | None = None,
+    max_draws: Count = 100_000,
+    max_seconds: Positive | None = None,
     progress: bool = True,
 ) -> Statistics:
     """Sample the posterior restricted to each component; stream co-moments of its observable and the probes' losses.
@@ -117,6 +124,12 @@ def sample(
             `earlier_versions` then says so.
         traces: path of a Zarr store to write φ, distance and the probes' losses of every draw to, which
             `load_traces` reads.
+        reliability: go on, `draws` being the first, until χ of every component that was asked for has this split-half
+            reliability. Draws whose reliability is R correlate √R with the true χ.
+        error: the same until the root mean square over the data of χ's standard error is this, of each component or of
+            those named.
+        max_draws, max_seconds: draws or time at which to stop in any case; None for no end. A warning then says what
+            was reached; with `checkpoint`, a call with more goes on.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -132,8 +145,14 @@ def sample(
     )  # fmt: skip
     setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
     keeping = Keeping(checkpoint, checkpoint_seconds, traces, allow_versions)
+    names = list(components or [FULL])
+    goal, until = goal_of(names, reliability, error), None
+    if goal is not None:
+        if traces is not None:
+            raise ValueError("traces are of a given number of draws: leave out traces, or reliability and error")
+        until = Until(goal, names, max_draws, math.inf if max_seconds is None else max_seconds)
     (statistics,) = sample_settings(
-        posterior, sampler, (setting,), components, probes, observables, loss_samples, options, keeping, progress
+        posterior, sampler, (setting,), components, probes, observables, loss_samples, options, keeping, progress, until
     )
     tile = None if statistics.attrs["engine"] == "native" else statistics.attrs["tile"]
     ball = twin(posterior, sampler, statistics.plan.components, probes, loss_samples, options, tile)
@@ -151,6 +170,7 @@ def sample_settings(
     options: Options,
     keeping: Keeping,
     progress: bool,
+    until: Until | None = None,
 ) -> list[Statistics]:
     """`sample` at several settings in one bank; the statistics of each."""
     resolved = resolve_components(posterior.model, components, posterior.moving)
@@ -158,6 +178,8 @@ def sample_settings(
     options.check_memory(plan, posterior)
     probe_sets, loss_set = lay_out_sets(posterior, probes, loss_samples, options.seed)
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
+    if until and until.goal.reliability is not None and plan.groups < 4:
+        raise ValueError(f"reliability needs 4 independent groups of chains or more, got {plan.groups}; raise chains")
     device = posterior.device
     functions = dict(observables or {})
     centers = values_at_center(posterior.model, functions)
@@ -180,9 +202,20 @@ def sample_settings(
         )
         pool = stack.enter_context(workers(lambda: Runners(posterior), device))
         tracked = probe_sets[-1].columns.stop
+        if saved and saved.draws_done > options.total_draws:
+            if until is None:
+                raise ValueError(
+                    f"{saved.folder} has {saved.draws_done - options.burn_in} draws done, more than "
+                    f"draws={options.draws}: ask for as many or more, or name another folder"
+                )
+            options = replace(options, draws=saved.draws_done - options.burn_in)
         run = start(posterior, sampler, plan, sets, loss_set, tracked, functions, centers, options, store, pool)
+        run.target.fill_(options.draws)
         done = resumed(run, saved) if saved else 0
         moving = run.ensemble
+        if until and int(run.target) > options.draws:
+            run.extend(int(run.target), done)
+        options = moving.options
         moving.state.frozen = set(moving.traces.diverged.nonzero().squeeze(1).tolist())
         if done == 0:
             moving.measure_tile(pool)
@@ -199,34 +232,46 @@ def sample_settings(
                 disable=not progress,
             )
         )
-        while done < options.total_draws:
-            number = run.advance(pool, done)
-            done += number
-            run.seconds.fill_(time.monotonic() - started)
-            if saved and (saved.due() or done == options.total_draws):
-                if store:
-                    store.flush()
-                saved.save(done, run.tensors(done))
-            bar.update(number * steps)
+
+        def gathered(attrs: Mapping[str, Any], setting: int) -> Statistics:
+            return Statistics(
+                plan=plan,
+                setting=setting,
+                totals=run.totals,
+                early=run.early,
+                units_per_bundle=run.units_per_bundle,
+                traces=moving.traces,
+                evaluated=moving.evaluated,
+                loss_dimension="token" if loss_set.loss_shape else "sample",
+                loss_coordinates=joint_coordinates(probe_sets),
+                observables=list(functions),
+                loss_kernel_tracked=options.loss_kernel,
+                attrs=dict(attrs),
+            )
+
+        while True:
+            while done < moving.options.total_draws:
+                number = run.advance(pool, done)
+                done += number
+                run.seconds.fill_(time.monotonic() - started)
+                if saved and (saved.due() or done == moving.options.total_draws):
+                    if store:
+                        store.flush()
+                    saved.save(done, run.tensors(done))
+                bar.update(number * steps)
+            attrs |= {"draws": moving.options.draws}
+            if until is None:
+                break
+            more, said = until.more(gathered(attrs, 0), float(run.seconds))
+            if not more:
+                attrs |= {"stopped": said}
+                break
+            run.extend(moving.options.draws + more, done)
+            bar.total = moving.options.total_draws * steps
+            bar.set_description(f"sampling {plan.rows} chains: {said}")
     attrs |= {"tile": int(moving.tile), "engine": moving.engine, "seconds": float(run.seconds)}
     attrs |= saved.attrs if saved else {}
-    return [
-        Statistics(
-            plan=plan,
-            setting=at,
-            totals=run.totals,
-            early=run.early,
-            units_per_bundle=run.units_per_bundle,
-            traces=moving.traces,
-            evaluated=moving.evaluated,
-            loss_dimension="token" if loss_set.loss_shape else "sample",
-            loss_coordinates=joint_coordinates(probe_sets),
-            observables=list(functions),
-            loss_kernel_tracked=options.loss_kernel,
-            attrs=asdict(setting) | attrs,
-        )
-        for at, setting in enumerate(settings)
-    ]
+    return [gathered(asdict(setting) | attrs, at) for at, setting in enumerate(settings)]
 
 
 def open_folders(
@@ -257,11 +302,6 @@ def open_folders(
         saved = stack.enter_context(
             Checkpoint(keeping.checkpoint, identity, keeping.checkpoint_seconds, keeping.allow_versions)
         )
-        if saved.draws_done > options.total_draws:
-            raise ValueError(
-                f"{saved.folder} has {saved.draws_done - options.burn_in} draws done, more than draws={options.draws}: "
-                "ask for as many or more, or name another folder"
-            )
     if keeping.traces is not None:
         store = stack.enter_context(
             TraceStore(

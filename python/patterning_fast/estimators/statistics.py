@@ -17,12 +17,14 @@ from patterning_fast.arguments import Count, Whole, checked
 from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.estimators.blindness import BallMoments, correlations, ratios
 from patterning_fast.estimators.comoments import Comoments, Means, pseudo_values, unbiased_covariance
+from patterning_fast.estimators.goal import Known
 from patterning_fast.estimators.labelled import (
     SIGN,
     Variable,
     chains_for_target,
     labelled,
     reliabilities,
+    root_mean_square,
     split_half_reliability,
 )
 from patterning_fast.estimators.settling import Settling, settling, warn_of_unsettled
@@ -348,6 +350,14 @@ class Statistics:
             by_group = result["chi_group"].values
             result.update(correlations([each[np.isfinite(each).all(1)] for each in by_group], self.ball))
         return self.said(result, "chi").assign_attrs(observable=observable)
+
+    def known(self, component: Whole) -> Known:
+        """How well χ of a component is known, by how many draws."""
+        full = self.component_names.index(FULL)
+        values = self.by_group(component, lambda means: particular(means, 0))
+        error = root_mean_square(values.std(0) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+        part = Part("chi", "", lambda own, _: particular(own, 0))
+        return Known(self.attrs["draws"], self.reliability(component, full, part, 0), error)
 
     def paired(self, component: Whole, full: Whole) -> tuple[Means, Means]:
         """Means of a component's healthy groups, and of as many of the full component's, independent of each other."""

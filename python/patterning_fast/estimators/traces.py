@@ -30,6 +30,12 @@ class ChainTraces:
         """All by name, and of draws the first so many."""
         return vars(self) | {name: getattr(self, name)[..., :draws] for name in ("phi", "distance", "observables")}
 
+    def extend(self, draws: int) -> None:
+        """Make room for that many more draws."""
+        for name in ("phi", "distance", "observables"):
+            trace = getattr(self, name)
+            setattr(self, name, torch.cat((trace, trace.new_full((*trace.shape[:-1], draws), torch.nan)), -1))
+
     @classmethod
     def empty(cls, plan: ChainPlan, draws: int) -> ChainTraces:
         """NaN for what is not known yet."""
