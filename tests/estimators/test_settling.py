@@ -27,7 +27,13 @@ REPEATS, TOKENS = 300, 30
 
 @cache
 def chains(
-    curvatures: tuple[float, ...], lr: float, pull: float, units: int, draws: int, burn_in: int, apart: int,
+    curvatures: tuple[float, ...],
+    lr: float,
+    pull: float,
+    units: int,
+    draws: int,
+    burn_in: int,
+    apart: int,
     start: float = 0.0,
 ) -> tuple[list[Settling], np.ndarray]:
     """What is said of `REPEATS` sets of SGLD chains from w*, at nβ = 1, of a quadratic loss; and its relaxation times.

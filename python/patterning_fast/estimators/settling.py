@@ -215,7 +215,9 @@ def grows_longer(values: np.ndarray, window: Window, relaxation: float) -> bool:
     """Whether values `[units, draws]` that start at 0 grow significantly longer than with a relaxation time."""
     curve = -np.expm1(-window.steps / window.bounded(relaxation))
     ratio = curve[window.first :].mean() / curve[: window.first].mean()
-    return drift_of_mean(np.concatenate((ratio * values[:, : window.first], values[:, window.first :]), 1), window).rises
+    return drift_of_mean(
+        np.concatenate((ratio * values[:, : window.first], values[:, window.first :]), 1), window
+    ).rises
 
 
 def correlation_time(values: np.ndarray, steps: np.ndarray) -> float:
