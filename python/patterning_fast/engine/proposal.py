@@ -15,7 +15,7 @@ def proposal(grid: xr.Dataset) -> dict[str, float]:
     """Attributes `proposed_NAME` for lr, n_beta, localization, burn_in and steps_between_draws; NaN where none will do.
 
     Of the settings at which chains of every component relax, those that are healthy already are preferred; among them
-    the one that holds the loss most: with the largest n_beta, then the least localization, then the shortest relaxation.
+    the one that heeds the loss most: the largest n_beta, then the least localization, then the shortest relaxation.
     Draws are then a relaxation time of the slowest component apart, and burn-in is what that component needs.
     """
     axes = ("lr", "n_beta", "localization")

@@ -134,8 +134,8 @@ def train_towards(
     Returns the `AdaptiveRun`. Its `decisions` hold, by decision and component and in the coordinate's units:
     `measured` and `target` at `step`; `next_target`; `drift` and `asked`, as above; `predicted`, of the weights that
     were taken; `realised`, what the coordinate did until the next step; and standard errors of what is measured. By
-    decision: `outcome`, `reason`, `strength`, `effective_sample_size`, `unsettled` (whether χ was of chains that
-    had not settled, which `inversion` must allow) and `seconds`. An outcome is
+    decision: `outcome`, `reason`, `strength`, `effective_sample_size`, `unsettled` (whether χ is of chains that
+    had not settled, which `inversion` must allow), `seconds`. An outcome is
 
     - "planned": the weights meet what was asked;
     - "capped": that would take more than `strength`, which was taken;
