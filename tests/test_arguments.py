@@ -52,7 +52,8 @@ def test_the_walk_finds_what_is_exported() -> None:
     names = {*pf.__all__, *(f"ops.{name}" for name in pf.ops.__all__)} - {"losses", "ops"}
     assert names <= exported().keys()
     for each in ("Statistics.susceptibilities", "LocalPosterior.reweighted", "posterior.losses.next_token",
-                 "report.figures.png", "models.attention_only.AttentionOnlyLM.forward", "SGLD.update_row"):  # fmt: skip
+                 "report.figures.png", "models.attention_only.AttentionOnlyLM.forward", "SGLD.update_row",
+                 "fluctuation_dissipation"):  # fmt: skip
         assert each in HELD, each
     assert len(HELD) > 150
 
