@@ -254,6 +254,11 @@ TARGETS: dict[str, Target] = {
         lambda _: {"posterior": posterior(), "sampler": pf.SGLD(1e-3), **QUICK},
         lambda found: [found["chi"], found["chi_error"]],
     ),
+    "fluctuation_dissipation": Target(
+        pf.fluctuation_dissipation,
+        lambda _: {"posterior": posterior(), "sampler": pf.SGLD(1e-3), "response": {"draws": 2, "burn_in": 1}, **QUICK},
+        lambda found: [found["covariance"], found["response"]] if found.attrs["lr"] < 1 else [],
+    ),
     "calibrate": Target(
         pf.calibrate,
         lambda _: {"posterior": posterior(), "sampler": pf.SGLD(1e-3), "lr": [1e-3, 1e-2], **QUICK},

@@ -96,6 +96,12 @@ def responding() -> Bits:
     return bits(pf.linear_response(of_language(), SGLD, components=head(), burn_in=1, **CHAINS))
 
 
+def comparing() -> Bits:
+    response = {"draws": 2, "burn_in": 1, "steps_between_draws": 2}
+    chains = CHAINS | {"chains": 4}
+    return bits(pf.fluctuation_dissipation(of_language(), SGLD, components=head(), response=response, **chains))
+
+
 def calibrating() -> Bits:
     return bits(pf.calibrate(of_stack(), SGLD, lr=[1e-3, 2e-3], n_beta=[1.0, 20.0], **CHAINS))
 
@@ -175,6 +181,7 @@ WORK: dict[str, Callable[[], Bits]] = {
     "native SGNHT": partial(native, pf.SGNHT(1e-3)),
     "native RMSPropSGLD": partial(native, pf.RMSPropSGLD(1e-4)),
     "linear_response": responding,
+    "fluctuation_dissipation": comparing,
     "calibrate": calibrating,
     "modes and invert": inverting,
     "train": trained,

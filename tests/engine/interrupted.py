@@ -75,8 +75,8 @@ def differentiated(folder: Path, **changes: Any) -> dict[str, Tensor]:
     """In two waves."""
     return numbers(
         pf.linear_response(
-            language_posterior(), pf.SGLD(1e-3), components=head(), chains=3, draws=2, burn_in=1, batch_size=4, tile=1,
-            steps_between_draws=2, trajectory_bytes=2 * 4 * 128 * 7, checkpoint=folder / "checkpoint",
+            language_posterior(), pf.SGLD(1e-2), components=head(), chains=3, draws=2, burn_in=4, batch_size=4, tile=1,
+            steps_between_draws=2, trajectory_bytes=2 * 128 * 8 * 10, checkpoint=folder / "checkpoint",
             checkpoint_seconds=0, progress=False, **changes,
         )
     )  # fmt: skip

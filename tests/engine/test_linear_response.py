@@ -25,8 +25,6 @@ RESPONDING: dict[str, Any] = {"chains": 2, "draws": 5, "burn_in": 4, "batch_size
 SAMPLER = pf.SGLD(1e-3)
 SAMPLERS = (SAMPLER, pf.SGHMC(1e-4, friction=0.3), pf.RMSPropSGLD(1e-4, decay=0.8, stability=0.1))
 
-pytestmark = pytest.mark.filterwarnings("ignore:chains of.*have not settled")
-
 
 def heads(*names: str) -> dict[str, pf.Component]:
     found = pf.attention_heads(language_model())
@@ -261,7 +259,7 @@ def test_what_goes_with_chi() -> None:
     z = (ours["contribution"] - adds["contribution"]) / np.hypot(ours["contribution_error"], adds["contribution_error"])
     assert float(abs(z).max()) < 5  # of 9
     assert abs(float(ours["llc"])) > 4 * float(ours["llc_error"])
-    assert 0.9 < float(ours["r_hat"]) < 1.2
+    assert 0.9 < float(ours["r_hat"]) < 1.5  # of 20 draws, 4 steps apart, that take 40 to forget
     assert 32 < float(ours["ess"]) < 32 * 20
     assert bool(ours["settled"])
     assert 25 < float(ours["relaxation_steps"]) < 45  # 2/(lr·localization) is 40, and what curves the loss is sooner

@@ -32,11 +32,11 @@ def ratios(found: list[Tensor], ball: BallMoments) -> dict[str, Variable]:
     values = np.full((2, len(found)), np.nan)
     for at, (by_group, by_draw) in enumerate(zip(found, ball.phi, strict=True)):
         if len(by_group) > 1:
-            mean, error = (float(each) for each in mean_and_error(by_group))
-            without, without_error = (float(each) for each in mean_and_error(by_draw))
+            mean, error = (each.cpu().numpy() for each in mean_and_error(by_group))
+            without, without_error = (each.cpu().numpy() for each in mean_and_error(by_draw))
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-                ratio = np.float64(mean) / without
-                values[:, at] = ratio, np.hypot(error / without, ratio * without_error / without)
+                ratio = np.divide(mean, without)
+                values[:, at] = ratio, np.hypot(error, ratio * without_error) / np.abs(without)
     text = "E[L] - L(w*) over what it is at n_beta = 0"
     return {
         "blind": ("component", values[0], {"long_name": text, "units": "1"}),

@@ -209,7 +209,7 @@ def warn_of_response(result: xr.Dataset, stopped: str, wanted: float | None) -> 
         need = need[np.isfinite(need)]
         steps = f": some {need.max():.0f} steps would do" if len(need) else ""
         warnings.warn(
-            f"chains of {shown(names[open_ones])} have not settled: part of what they answer to is missing; raise "
+            f"chains of {shown(names[open_ones])} had not settled: part of what they answer to is missing; raise "
             f"burn_in{steps}, or raise localization",
             UnsettledWarning,
             stacklevel=5,

@@ -29,6 +29,9 @@ LEVEL = 0.01
 SHARED = {"posterior", "sampler", "components", "probes", "loss_samples", "seed", "checkpoint", "progress"}
 """What both estimates have from `fluctuation_dissipation`."""
 
+ALIKE = {"batch_size", "recording_bytes", "tile", "checkpoint_seconds", "allow_versions"}
+"""Arguments of `sample` that responses take too, unless they have their own."""
+
 DESCRIBED = {
     "slope": "regression of chi by covariances on chi by responses over data, freed of the noise of both",
     "correlation": "correlation of both chi over data, over the root of both reliabilities",
@@ -61,8 +64,8 @@ def fluctuation_dissipation(
 
     Args:
         posterior, sampler, components, probes: as for both; `linear_response` says which samplers it takes.
-        response: arguments of `linear_response` (chains, draws, burn_in, ...). Those not named there are that
-            function's defaults, but for `batch_size`, which is that of `sampling`.
+        response: arguments of `linear_response` (chains, draws, burn_in, steps_between_draws, ...); its defaults for
+            those not named. `batch_size` and what is no number of chains or draws are those of `sampling`.
         tolerance: how far slope and correlation may be from 1, and the largest that their errors may be. Chains of
             finite steps have a slope of 1 + K, K = lr/2·(n_beta·h + localization) for a curvature h.
         seed: of `sample`. Noise and minibatches of the responses are those of the seed after it.
@@ -93,13 +96,12 @@ def fluctuation_dissipation(
     of_phi = loss_indices(posterior, sampling.pop("loss_samples", None), seed)
     same: dict[str, Any] = {"components": components, "probes": probes, "loss_samples": of_phi, "progress": progress}
     folder = None if checkpoint is None else checkpoint_folder(checkpoint)
-    batch = {"batch_size": sampling["batch_size"]} if "batch_size" in sampling else {}
     responses = linear_response(
         posterior,
         sampler,  # type: ignore[arg-type]
         seed=(seed + 1) % 2**63,
         checkpoint=folder and folder / "response",
-        **same | batch | given,
+        **same | {name: sampling[name] for name in ALIKE & sampling.keys()} | given,
     )
     statistics = sample(posterior, sampler, seed=seed, checkpoint=folder and folder / "covariance", **same | sampling)
     covariances = statistics.susceptibilities().sel(component=responses["component"].values)
