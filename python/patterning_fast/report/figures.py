@@ -237,9 +237,6 @@ def fluctuation_dissipation(result: xr.Dataset) -> Figure:
     return figure
 
 
-VERDICT_COLOURS = {"healthy": "#009E73", "not mixed": "#F0E442", "negative": "#E69F00", "diverged": "#D55E00"}
-
-
 @checked
 def calibration(grid: xr.Dataset, component: str = "full") -> Figure:
     """Which settings of `pf.calibrate` are healthy: nβ against step size, one panel a localization.
