@@ -9,6 +9,7 @@ from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
 from patterning_fast.engine.trace_checksums import load_traces
 from patterning_fast.estimators.aggregation import aggregate
+from patterning_fast.estimators.intervals import intervals
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.estimators.training_response import training_response
 from patterning_fast.ops.library import use_backend
@@ -63,6 +64,7 @@ __all__ = [
     "embed_data",
     "extreme_data",
     "importance_check",
+    "intervals",
     "invert",
     "layers",
     "linear_response",

@@ -170,7 +170,7 @@ class Statistics:
 
         mean = self.labelled("mu", phi, (), (), "posterior mean of L(w) - L(w*)", "nats")
         llc = self.labelled("llc", scaled, (), (), "local learning coefficient", "1")
-        return self.said(mean.merge(llc), "llc")
+        return self.said(mean.assign(llc.data_vars), "llc")
 
     @plain_torch()
     def contributions(self) -> xr.Dataset:
@@ -192,7 +192,7 @@ class Statistics:
             "contribution to the local learning coefficient",
             "1",
         )
-        return self.said(found.merge(self.llc()), "contribution")
+        return self.said(found.assign(self.llc().data_vars), "contribution")
 
     def place(self, observable: str) -> int:
         """Where an observable is among all; raises ValueError for one that was not observed."""
@@ -310,7 +310,7 @@ class Statistics:
         found = self.dataset("kernel", kernel, dims, "loss kernel Cov[l_i, l_j]", "nats^2")
         name = "correlation of losses under the posterior"
         correlations = self.dataset("correlation", lambda means: correlation(kernel(means)), dims, name, "1")
-        return self.said(found.merge(correlations), "kernel")
+        return self.said(found.assign(correlations.data_vars), "kernel")
 
     @plain_torch()
     def diagnostics(self) -> xr.Dataset:
