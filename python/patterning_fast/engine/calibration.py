@@ -23,11 +23,17 @@ from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Probes
 from patterning_fast.samplers.langevin import Sampler
 
-VERDICTS = ("healthy", "not mixed", "negative", "diverged")
+VERDICTS = ("healthy", "not mixed", "too warm", "steps too long", "negative", "diverged")
 """From best to worst."""
 
 MIXED_R_HAT = 1.1
 """Above this R̂ the chains of a component do not agree yet on the mean of φ (Vehtari et al. 2021 ask for 1.01)."""
+
+LONG_STEPS = 1 / 3
+"""Above this `step_size_bias` steps are too long: χ is inflated by 78 % along the stiffest direction."""
+
+WARM = 0.1
+"""Above this `gradient_noise` minibatches make the posterior too warm."""
 
 
 @checked
@@ -61,9 +67,12 @@ def calibrate(
         Others: as for `sample`.
 
     Returns a dataset over (lr, n_beta, localization, component): `llc`, `llc_error`, `r_hat`, `ess`, `distance` from w*
-    at the last draw, `gradient_noise` (see `Statistics.diagnostics`), `diverged`, the share of chains that did, and
-    `verdict`: "diverged" where any chain did, "negative" where the learning coefficient lies two errors below 0 (w* is
-    no minimum for these chains), "not mixed" where R̂ exceeds 1.1, else "healthy". `figures.calibration` draws it.
+    at the last draw, `gradient_noise` and `step_size_bias` (see `Statistics.diagnostics`), `llc_bias_error`, `diverged`,
+    the share of chains that did, and `verdict`: "diverged" where any chain did, "negative" where the learning
+    coefficient lies two errors below 0 (w* is no minimum for these chains), "steps too long" where steps widen the
+    posterior's stiffest direction by more than a third (lower lr), "too warm" where minibatches add more than a tenth
+    of the injected noise (lower lr, raise batch_size, or correct for it: `gradient_noise_correction`), "not mixed"
+    where R̂ exceeds 1.1, else "healthy". `figures.calibration` draws it.
 
     Raises:
         TypeError, ValueError: as `sample`; an empty grid. ChainDivergedError: no chain of any setting is left.
@@ -104,11 +113,17 @@ def calibrate(
 
 def findings(run: Statistics) -> xr.Dataset:
     """What one setting's chains tell, by component."""
-    llc, health = run.llc()[["llc", "llc_error"]], run.diagnostics()
+    llc, health = run.llc()[["llc", "llc_error", "llc_bias_error"]], run.diagnostics()
     diverged = health["diverged"].mean("chain")
     verdict = np.select(
-        [diverged > 0, llc["llc"] < -2 * llc["llc_error"], ~(health["r_hat"] <= MIXED_R_HAT)],
-        [VERDICTS[3], VERDICTS[2], VERDICTS[1]],
+        [
+            diverged > 0,
+            llc["llc"] < -2 * llc["llc_error"],
+            abs(health["step_size_bias"]) > LONG_STEPS,
+            health["gradient_noise"] > WARM,
+            ~(health["r_hat"] <= MIXED_R_HAT),
+        ],
+        VERDICTS[:0:-1],
         VERDICTS[0],
     )
     return llc.assign(
@@ -116,6 +131,7 @@ def findings(run: Statistics) -> xr.Dataset:
         ess=health["ess"],
         distance=health["distance"].isel(draw=-1).mean("chain"),
         gradient_noise=health["gradient_noise"],
+        step_size_bias=health["step_size_bias"],
         diverged=diverged,
         verdict=("component", verdict),
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from patterning_fast.arguments import Bytes, Count, NonNegative, Seed, Whole, checked
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.checkpoint import Checkpoint
+from patterning_fast.engine.curvature import at_center, at_draws, probing
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
     Precision,
@@ -30,6 +31,7 @@ from patterning_fast.engine.run import NativeRun, Run, TorchRun
 from patterning_fast.engine.torch_ensemble import TorchEnsemble, torch_ensemble
 from patterning_fast.engine.trace_store import TraceStore
 from patterning_fast.engine.workers import Workers, workers
+from patterning_fast.estimators.bias import bias_of, check_correctable, warn_of_clipping
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.plain_torch import plain_torch
@@ -119,7 +121,8 @@ def sample(
         progress: show a progress bar with the time left.
 
     Raises:
-        TypeError, ValueError: input that cannot work, before any sampling; samples whose loss at w* is not finite,
+        TypeError, ValueError: input that cannot work, before any sampling; minibatches noisier than what
+            `gradient_noise_correction` can take off; samples whose loss at w* is not finite,
             observables that are no finite number there; a checkpoint of another run, of other versions, or damaged.
         ChainDivergedError: all chains have diverged.
         ImportError: traces without zarr. FileExistsError: traces over something else.
@@ -134,6 +137,7 @@ def sample(
     (statistics,) = sample_settings(
         posterior, sampler, (setting,), components, probes, observables, loss_samples, options, keeping, progress
     )
+    warn_of_clipping(sampler, statistics.bias)
     return statistics
 
 
@@ -157,7 +161,7 @@ def sample_settings(
     sets = probe_sets if loss_set in probe_sets else [*probe_sets, loss_set]
     device = posterior.device
     functions = dict(observables or {})
-    centers = values_at_center(posterior.model, functions)
+    functions_at_center = values_at_center(posterior.model, functions)
     attrs = {
         "items": posterior.item_count,
         "sampler": repr(sampler),
@@ -177,7 +181,9 @@ def sample_settings(
         )
         pool = stack.enter_context(workers(lambda: Runners(posterior), device))
         tracked = probe_sets[-1].columns.stop
-        run = start(posterior, sampler, plan, sets, loss_set, tracked, functions, centers, options, store, pool)
+        run = start(
+            posterior, sampler, plan, sets, loss_set, tracked, functions, functions_at_center, options, store, pool
+        )
         done = resumed(run, saved) if saved else 0
         moving = run.ensemble
         moving.state.frozen = set(moving.traces.diverged.nonzero().squeeze(1).tolist())
@@ -186,6 +192,10 @@ def sample_settings(
         if saved and done < options.total_draws:
             saved.reserve(run.tensors(options.total_draws))
         started -= float(run.seconds)
+        probe = probing(moving)
+        centers = at_center(probe, moving, pool)
+        names = [each.name for each in plan.components]
+        check_correctable(sampler, settings, options.batch_size, names, centers)
         steps = options.steps_between_draws * plan.rows
         bar = stack.enter_context(
             progress_bar(
@@ -205,6 +215,11 @@ def sample_settings(
                     store.flush()
                 saved.save(done, run.tensors(done))
             bar.update(number * steps)
+        drawn = at_draws(probe, moving, pool)
+    biases = [
+        bias_of(sampler, setting, options.batch_size, centers, of_setting, moving.gradient_variance(at))
+        for at, (setting, of_setting) in enumerate(zip(settings, drawn, strict=True))
+    ]
     attrs |= {"tile": int(moving.tile), "engine": moving.engine, "seconds": float(run.seconds)}
     attrs |= saved.attrs if saved else {}
     return [
@@ -214,6 +229,7 @@ def sample_settings(
             totals=run.totals,
             units_per_bundle=run.units_per_bundle,
             traces=moving.traces,
+            bias=biases[at],
             evaluated=moving.evaluated,
             loss_dimension="token" if loss_set.loss_shape else "sample",
             loss_coordinates=joint_coordinates(probe_sets),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import numpy as np
 import scipy.stats
 import xarray as xr
 
@@ -38,7 +37,7 @@ def intervals(
             f"standard error among {sorted(str(each) for each in estimates.data_vars)}"
         )
     mean, freedom = estimates[name], estimates["degrees_of_freedom"]
-    quantile = xr.where(freedom > 0, scipy.stats.t.ppf((1 + level) / 2, np.maximum(freedom, 1)), np.nan)
+    quantile = freedom.copy(data=scipy.stats.t.ppf((1 + level) / 2, freedom.where(freedom > 0)))
     half = quantile * estimates[f"{name}_error"]
     if f"{name}_bias_error" in estimates:
         half = half + estimates[f"{name}_bias_error"].fillna(0.0)
