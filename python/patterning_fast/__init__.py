@@ -9,6 +9,7 @@ from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
 from patterning_fast.engine.trace_checksums import load_traces
 from patterning_fast.estimators.aggregation import aggregate
+from patterning_fast.estimators.extrapolation import extrapolate
 from patterning_fast.estimators.intervals import intervals
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.estimators.training_response import training_response
@@ -62,6 +63,7 @@ __all__ = [
     "calibrate",
     "component",
     "embed_data",
+    "extrapolate",
     "extreme_data",
     "importance_check",
     "intervals",

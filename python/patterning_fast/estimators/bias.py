@@ -190,7 +190,8 @@ def warn_of_clipping(sampler: Sampler, bias: Bias) -> None:
     """Warn where minibatches were noisier than what was to be injected at the places that chains have come to."""
     if isinstance(sampler, SGLD) and sampler.gradient_noise_correction and (bias.gradient_noise > CORRECTABLE).any():
         warnings.warn(
-            f"gradient_noise_correction has left up to {np.nanmax(bias.gradient_noise):.2g} of the injected noise where "
-            f"chains have come to, and estimates are of a warmer posterior: lower lr={sampler.lr:g} or raise batch_size",
+            f"gradient_noise_correction has left up to {np.nanmax(bias.gradient_noise):.2g} of the injected noise "
+            f"where chains have come to, and estimates are of a warmer posterior: lower lr={sampler.lr:g} or raise "
+            "batch_size",
             stacklevel=5,
         )
