@@ -66,9 +66,9 @@ def calibrate(
         lr: step sizes, in place of the sampler's own. n_beta, localization: None for the posterior's own.
         Others: as for `sample`.
 
-    Returns a dataset over (lr, n_beta, localization, component): `llc`, `llc_error`, `r_hat`, `ess`, `distance` from w*
-    at the last draw, `gradient_noise` and `step_size_bias` (see `Statistics.diagnostics`), `llc_bias_error`, `diverged`,
-    the share of chains that did, and `verdict`: "diverged" where any chain did, "negative" where the learning
+    Returns a dataset over (lr, n_beta, localization, component): `llc`, `llc_error`, `llc_bias_error`, `r_hat`, `ess`,
+    `distance` from w* at the last draw, `gradient_noise` and `step_size_bias` (see `Statistics.diagnostics`),
+    `diverged`, the share of chains that did, and `verdict`: "diverged" where any did, "negative" where the learning
     coefficient lies two errors below 0 (w* is no minimum for these chains), "steps too long" where steps widen the
     posterior's stiffest direction by more than a third (lower lr), "too warm" where minibatches add more than a tenth
     of the injected noise (lower lr, raise batch_size, or correct for it: `gradient_noise_correction`), "not mixed"

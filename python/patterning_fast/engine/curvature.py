@@ -27,11 +27,17 @@ PRODUCTS = 8
 PARTS = 16
 """Parts of the samples whose gradients tell the noise."""
 
-PLACES = 4
+PLACES = 2
 """Chains at whose last draw the noise of gradients is taken."""
 
 SHARE = 0.05
-"""Gradients of samples taken here over those of the chains' steps, but for what a minibatch of them takes."""
+"""Gradients of samples taken here over those of the chains' steps, but for what few of them take."""
+
+LEAST = 16
+"""Samples that curvature is taken on, at least, or those of a minibatch, or all there are."""
+
+LEAST_NOISY = 64
+"""Samples that noise is taken on, at least, or all there are: each takes a gradient at each place, no more."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,9 @@ class Probing:
 
     moving: Ensemble
     samples: Tensor
-    """int64 `[samples]`"""
+    """Those that curvature is taken on, int64 `[samples]`."""
+    noisy: Tensor
+    """Those that noise is taken on."""
     length: float
     """Half a central difference's length: twice the width of the steepest posterior that chains can sample."""
 
@@ -62,7 +70,7 @@ class Probing:
 
     def gradient_noise(self, runners: Runners, component: int, place: Tensor) -> tuple[Tensor, Tensor]:
         """Difference of the mean gradients of two halves of the samples; variance of a sample's, `[coordinates]`."""
-        parts = self.samples.chunk(min(PARTS, len(self.samples)))
+        parts = self.noisy.chunk(min(PARTS, len(self.noisy)))
         total, square, difference = (torch.zeros_like(place) for _ in range(3))
         for number, part in enumerate(parts):
             gradient = self.moving.gradient(runners, component, part)(place)
@@ -72,7 +80,7 @@ class Probing:
         if len(parts) % 2:
             difference += total / len(parts)
         spread = (square - total**2 / len(parts)).clamp(min=0) / max(len(parts) - 1, 1)
-        return difference, spread * len(self.samples) / len(parts)
+        return difference, spread * len(self.noisy) / len(parts)
 
     def curvatures(self, runners: Runners, component: int, place: Tensor, start: Tensor) -> Ritz:
         """Of a component at a place, from a start vector."""
@@ -84,17 +92,23 @@ class Probing:
 def probing(moving: Ensemble) -> Probing | None:
     """What to take on which samples; None where gradients are random, or the sampler is not the library's.
 
-    On a minibatch of samples at least, and on all where they take little time.
+    On a few of the samples, and on all where they take little time.
     """
     if moving.posterior.random_loss or not isinstance(moving.sampler, Langevin):
         return None
-    options, plan, count = moving.options, moving.plan, sample_count(moving.posterior.data)
-    settings, lanczos_gradients = plan.settings, 2 * PRODUCTS
+    options, plan, posterior = moving.options, moving.plan, moving.posterior
+    settings, lanczos_gradients, count = plan.settings, 2 * PRODUCTS, sample_count(posterior.data)
     gradients = plan.chains * len(settings) * options.total_draws * options.steps_between_draws * options.batch_size
     affordable = int(SHARE * gradients / (lanczos_gradients + 1 + len(settings) * (lanczos_gradients + PLACES)))
-    chosen = loss_indices(moving.posterior, min(max(options.batch_size, affordable), count), options.seed)
-    samples = torch.arange(count, device=moving.posterior.device) if chosen is None else chosen
-    return Probing(moving, samples, max(2 / moving.sampler.steepest(each.lr) ** 0.5 for each in settings))
+    everything = torch.arange(count, device=posterior.device)
+
+    def some(least: int) -> Tensor:
+        chosen = loss_indices(posterior, max(least, options.batch_size, affordable), options.seed)
+        return everything if chosen is None else chosen
+
+    return Probing(
+        moving, some(LEAST), some(LEAST_NOISY), max(2 / moving.sampler.steepest(each.lr) ** 0.5 for each in settings)
+    )
 
 
 def at_center(probe: Probing | None, moving: Ensemble, pool: Workers[Runners]) -> list[AtCenter | None]:
