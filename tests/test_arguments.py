@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import patterning_fast as pf
 from patterning_fast.arguments import Count, Estimate, KeywordsOf, Number, Positive, Seed, Share, checked, explained
-from patterning_fast.domains import Anything, Distinct, Domain, Holds, Mend, domain_of, holds
+from patterning_fast.domains import Anything, Distinct, Domain, Holds, Mend, ProtocolDomain, domain_of, holds
 from tests.models import language_model, language_posterior, tokens
 from tests.public import exported, public
 
@@ -119,6 +119,17 @@ class Record(NamedTuple):
     name: str = "x"
 
 
+@pytest.mark.parametrize("name", HELD)
+def test_numpy_s_scalars_are_taken_for_python_s(name: str) -> None:
+    """What is read of them is Python's own, of the kind that the same value in Python gives."""
+    for domain in HELD[name].domains().values():
+        for scalar in (np.float64(0.5), np.float32(0.5), np.int64(3), np.int32(3), np.uint8(3), np.bool_(True)):
+            if type(domain) not in (Domain, ProtocolDomain) and holds(domain, scalar.item()):
+                read = domain.read(scalar)
+                assert type(read) is type(domain.read(scalar.item()))
+                assert read == domain.read(scalar.item())
+
+
 @pytest.mark.parametrize(
     ("hint", "inside", "outside"),
     [
@@ -129,9 +140,9 @@ class Record(NamedTuple):
         (Seed, [0, 2**63 - 1], [-1, 2**63]),
         (Positive, [1e-30, 3e38], [0, -1, 1e-300, 1e300, math.nan]),
         (Share, [0.1, 1], [0, 1.1]),
-        (bool, [True, False], [0, 1, "yes", None]),
+        (bool, [True, False, np.bool_(True)], [0, 1, np.int64(1), "yes", None]),
         (str, ["", "x"], [b"x", None, 1]),
-        (Literal["a", "b"], ["a"], ["c", None, 1]),
+        (Literal["a", "b"], ["a", np.str_("a")], ["c", None, 1, np.str_("c")]),
         (Count | None, [None, 3], [0, "x"]),
         (str | Path | None, ["x", Path("x"), None], ["", Path(), "a\0b", b"x", 1]),
         (list[Count], [[], [1, 2]], [(1,), [0], "1"]),

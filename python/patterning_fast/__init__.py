@@ -9,6 +9,8 @@ from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
 from patterning_fast.engine.trace_checksums import load_traces
 from patterning_fast.estimators.aggregation import aggregate
+from patterning_fast.estimators.extrapolation import extrapolate
+from patterning_fast.estimators.intervals import intervals
 from patterning_fast.estimators.settling import UnsettledWarning
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.estimators.training_response import training_response
@@ -64,9 +66,11 @@ __all__ = [
     "calibrate",
     "component",
     "embed_data",
+    "extrapolate",
     "extreme_data",
     "fluctuation_dissipation",
     "importance_check",
+    "intervals",
     "invert",
     "layers",
     "linear_response",

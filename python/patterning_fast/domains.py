@@ -315,6 +315,8 @@ class LiteralDomain(Domain):
         return repr(self.values[0])
 
     def read(self, value: Any) -> Any:
+        if isinstance(value, np.bool_ | np.str_):
+            value = value.item()
         if any(type(value) is type(each) and value == each for each in self.values):
             return value
         kind = ValueError if any(type(value) is type(each) for each in self.values) else TypeError

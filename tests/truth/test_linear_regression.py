@@ -13,6 +13,7 @@ from torch import Tensor
 
 import patterning_fast as pf
 from patterning_fast.estimators.comoments import Comoments, Means, mean_and_error, pseudo_values
+from patterning_fast.estimators.labelled import labelled
 from patterning_fast.estimators.statistics import contribution, correlation, covariance, particular
 from tests.truth.linear_regression import LinearRegression, linear_regression
 
@@ -108,6 +109,29 @@ def test_standard_errors_cover(name: str, simulated: tuple[LinearRegression, lis
     # The mean squared error reported is the variance there is, to 4 standard errors of a variance ratio (√(2/256)).
     ratio = errors.square().mean(0) / values.var(0)
     assert abs(float(ratio.mean()) - 1) < 4 * (2 / EXPERIMENTS) ** 0.5
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8])
+@pytest.mark.parametrize("name", ["llc", "susceptibility"])
+def test_intervals_cover(name: str, groups: int, simulated: tuple[LinearRegression, list[int], Comoments]) -> None:
+    """Student's t holds the truth as often as it says, from 2 groups on; two errors do not."""
+    problem, coordinates, totals = simulated
+    statistic, exact = STATISTICS[name]
+    truth = exact(problem, coordinates).numpy()
+    experiments = EXPERIMENTS * GROUPS // groups
+    found = [
+        (torch.arange(groups), pseudo_values(statistic, totals.means(slice(groups * at, groups * (at + 1)))))
+        for at in range(experiments)
+    ]
+    dims = ("token",) if truth.ndim else ()
+    estimates = labelled("x", [f"{at}" for at in range(experiments)], found, groups, dims, {}, "x", "1")
+    assert estimates["degrees_of_freedom"].values.tolist() == [groups - 1] * experiments
+    ends = pf.intervals(estimates, "x")
+    inside = float(((ends["lower"] <= truth) & (truth <= ends["upper"])).mean())
+    within_two = float((abs(estimates["x"] - truth) <= 2 * estimates["x_error"]).mean())
+    # 4 binomial errors over the experiments; pseudo-values of covariances are skewed, which costs χ about 0.01.
+    assert abs(inside - 0.95) < 4 * (0.95 * 0.05 / experiments) ** 0.5 + 0.01
+    assert groups > 2 or within_two < 0.8
 
 
 @pytest.mark.parametrize("coordinates", [RESTRICTED, FULL])

@@ -49,12 +49,19 @@ class ChainBank:
     def views(self, flat: Tensor, rows: slice) -> dict[str, Tensor]:
         """Views `[rows, ...]` of `params` or `grads`, by parameter, on rows of one component."""
         here = flat[self.starts[rows.start] : self.starts[rows.stop]].view(rows.stop - rows.start, -1)
-        views, start = {}, 0
-        for name, shape in self.shapes[self.plan.component(rows.start)].items():
-            stop = start + shape.numel()
-            views[name] = here[:, start:stop].unflatten(1, shape)
-            start = stop
-        return views
+        return self.by_parameter(here, self.plan.component(rows.start))
+
+    def by_parameter(self, places: Tensor, component: int) -> dict[str, Tensor]:
+        """Views of a component's coordinates `[..., coordinates]`, by parameter."""
+        shapes = self.shapes[component]
+        parts = places.split([shape.numel() for shape in shapes.values()], -1)
+        return {name: part.unflatten(-1, shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+    def center(self, component: int) -> Tensor:
+        """A component's w* `[coordinates]`."""
+        row = component * self.plan.chains * len(self.plan.settings)
+        start = int(self.center_starts[row])
+        return self.centers[start : start + self.starts[row + 1] - self.starts[row]]
 
     def add_gradients(self, total: Tensor, leaves: dict[str, Tensor], rows: slice) -> None:
         """Add the gradient of `total` by the leaves of some rows to the bank, 0 where it does not depend on them."""

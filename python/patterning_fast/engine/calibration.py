@@ -24,11 +24,17 @@ from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Probes
 from patterning_fast.samplers.langevin import Sampler
 
-VERDICTS = ("healthy", "not mixed", "on the way out", "negative", "diverged")
+VERDICTS = ("healthy", "not mixed", "too warm", "steps too long", "on the way out", "negative", "diverged")
 """From best to worst."""
 
 MIXED_R_HAT = 1.1
 """Above this R̂ the chains of a component do not agree yet on the mean of φ (Vehtari et al. 2021 ask for 1.01)."""
+
+LONG_STEPS = 1 / 3
+"""Above this `step_size_bias` steps are too long: χ is inflated by 78 % along the stiffest direction."""
+
+WARM = 0.1
+"""Above this `gradient_noise` minibatches make the posterior too warm."""
 
 
 @checked
@@ -61,11 +67,17 @@ def calibrate(
         lr: step sizes, in place of the sampler's own. n_beta, localization: None for the posterior's own.
         Others: as for `sample`.
 
-    Returns a dataset over (lr, n_beta, localization, component): `llc`, `llc_error`, `r_hat`, `ess`, `distance` from w*
-    at the last draw, `gradient_noise` (see `Statistics.diagnostics`), `settled`, `relaxation_steps` and `burn_in_steps`
-    (see `Statistics`), `diverged`, the share of chains that did, and `verdict`: "diverged" where any chain did,
-    "negative" where the learning coefficient lies two errors below 0 (w* is no minimum for these chains), "on the way
-    out" where chains had not settled, "not mixed" where R̂ exceeds 1.1, else "healthy". `figures.calibration` draws it.
+    Returns a dataset over (lr, n_beta, localization, component): `llc`, `llc_error`, `llc_bias_error`, `r_hat`, `ess`,
+    `distance` from w* at the last draw, `gradient_noise`, `step_size_bias` (see `Statistics.diagnostics`), `settled`,
+    `relaxation_steps` and `burn_in_steps` (see `Statistics`), `diverged`, the share of chains that did, and `verdict`:
+
+    - "diverged" where any chain did;
+    - "negative" where the learning coefficient lies two errors below 0 (w* is no minimum for these chains);
+    - "on the way out" where chains had not settled;
+    - "steps too long" where steps widen the posterior's stiffest direction by more than a third (lower lr);
+    - "too warm" where minibatches add more than a tenth of the injected noise (lower lr, raise batch_size, or correct
+      for it: `gradient_noise_correction`);
+    - "not mixed" where R̂ exceeds 1.1, else "healthy". `figures.calibration` draws it.
 
     `attrs` have settings at which chains of all components settle: `proposed_lr`, `proposed_n_beta` and
     `proposed_localization`, of those tried, `proposed_burn_in` and `proposed_steps_between_draws`; NaN where there are
@@ -110,10 +122,17 @@ def calibrate(
 
 def findings(run: Statistics) -> xr.Dataset:
     """What one setting's chains tell, by component."""
-    llc, health = run.mean_and_llc()[["llc", "llc_error"]].assign(run.settling), run.diagnostics()
+    llc, health = run.mean_and_llc()[["llc", "llc_error", "llc_bias_error"]].assign(run.settling), run.diagnostics()
     diverged = health["diverged"].mean("chain")
     verdict = np.select(
-        [diverged > 0, llc["llc"] < -2 * llc["llc_error"], ~llc["settled"], ~(health["r_hat"] <= MIXED_R_HAT)],
+        [
+            diverged > 0,
+            llc["llc"] < -2 * llc["llc_error"],
+            ~llc["settled"],
+            abs(health["step_size_bias"]) > LONG_STEPS,
+            health["gradient_noise"] > WARM,
+            ~(health["r_hat"] <= MIXED_R_HAT),
+        ],
         VERDICTS[:0:-1],
         VERDICTS[0],
     )
@@ -122,6 +141,7 @@ def findings(run: Statistics) -> xr.Dataset:
         ess=health["ess"],
         distance=health["distance"].isel(draw=-1).mean("chain"),
         gradient_noise=health["gradient_noise"],
+        step_size_bias=health["step_size_bias"],
         diverged=diverged,
         verdict=("component", verdict),
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +15,15 @@ from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.engine.evaluation import EvaluationSet
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
+from patterning_fast.engine.suffix import Suffix
 from patterning_fast.engine.workers import Workers
 from patterning_fast.estimators.traces import ChainTraces
+from patterning_fast.posterior.data import take
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.samplers.langevin import LangevinState, Sampler
+
+Gradient = Callable[[Tensor], Tensor]
+"""From coordinates to the gradient there, `[coordinates]` both."""
 
 
 @dataclass(kw_only=True)
@@ -55,6 +61,37 @@ class Ensemble(ABC):
     @abstractmethod
     def evaluated_rows(self, pool: Workers[Runners]) -> Iterator[tuple[slice, Tensor]]:
         """Losses of all sets where the chains are, in float32: some rows, and theirs `[rows, losses]`, at a time."""
+
+    @abstractmethod
+    def suffix(self, cell: int) -> Suffix:
+        """What of the model a gradient of a cell's chains is taken of in torch."""
+
+    @abstractmethod
+    def known(self, runners: Runners, cell: int, samples: Tensor) -> dict[str, Tensor]:
+        """What a cell's chains recall of their minibatches `samples` `[chains, batch]`: `[chains, batch, ...]`."""
+
+    def gradient(self, runners: Runners, component: int, samples: Tensor) -> Gradient:
+        """The gradient of L_ρ on some samples `[samples]`, as a function of a component's coordinates."""
+        cell = component * len(self.plan.settings)
+        runner, batch = runners[self.suffix(cell)], take(self.posterior.data, samples)
+        known = {key: values.squeeze(0) for key, values in self.known(runners, cell, samples[None]).items()}
+
+        def at(place: Tensor) -> Tensor:
+            leaves = {
+                name: leaf.requires_grad_() for name, leaf in self.bank.by_parameter(place.clone(), component).items()
+            }
+            with torch.enable_grad():
+                loss = runner.run(lambda model: self.posterior.mean_loss(model, batch, samples), leaves, known)
+            if not loss.requires_grad:
+                return torch.zeros_like(place)
+            grads = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+            return torch.cat([each.flatten() for each in grads])
+
+        return at
+
+    def gradient_variance(self, setting: int) -> np.ndarray:
+        """Of minibatches, mean over coordinates, as the chains of a setting saw it at their start: `[components]`."""
+        return self.traces.gradient_noise.view(-1, len(self.plan.settings), 2)[:, setting, 1].numpy()
 
     @abstractmethod
     def measure_tile(self, pool: Workers[Runners]) -> None:

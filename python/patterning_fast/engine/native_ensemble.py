@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from patterning_fast.engine.ensemble import Ensemble, at_center, gradient_noise
 from patterning_fast.engine.evaluation import EvaluationSet, losses_at_center
 from patterning_fast.engine.options import Options
 from patterning_fast.engine.recording import Runners
+from patterning_fast.engine.suffix import WholeModel
 from patterning_fast.engine.trial import Truth
 from patterning_fast.engine.workers import Workers
 from patterning_fast.estimators.comoments import Comoments
@@ -57,6 +58,17 @@ class NativeEnsemble(Ensemble):
     """The model on the samples of all sets."""
     replicas: Tensor
     """Whose minibatches each row sees, int64 `[rows]`."""
+    whole: list[WholeModel] = field(init=False)
+    """By component."""
+
+    def __post_init__(self) -> None:
+        self.whole = [WholeModel(component) for component in self.plan.components]
+
+    def suffix(self, cell: int) -> WholeModel:
+        return self.whole[cell // len(self.plan.settings)]
+
+    def known(self, runners: Runners, cell: int, samples: Tensor) -> dict[str, Tensor]:
+        return {}
 
     @property
     def evaluated(self) -> list[str]:

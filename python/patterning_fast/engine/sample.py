@@ -18,6 +18,7 @@ from patterning_fast.arguments import Bytes, Count, NonNegative, Positive, Seed,
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.blindness import twin
 from patterning_fast.engine.checkpoint import Checkpoint
+from patterning_fast.engine.curvature import at_center, at_draws, probing
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
     Precision,
@@ -33,6 +34,7 @@ from patterning_fast.engine.torch_ensemble import TorchEnsemble, torch_ensemble
 from patterning_fast.engine.trace_store import TraceStore
 from patterning_fast.engine.until import Until
 from patterning_fast.engine.workers import Workers, workers
+from patterning_fast.estimators.bias import Bias, bias_of, check_correctable, warn_of_clipping
 from patterning_fast.estimators.comoments import Comoments
 from patterning_fast.estimators.goal import Error, Reliability, goal_of
 from patterning_fast.estimators.statistics import Statistics
@@ -133,7 +135,8 @@ def sample(
         progress: show a progress bar with the time left.
 
     Raises:
-        TypeError, ValueError: input that cannot work, before any sampling; samples whose loss at w* is not finite,
+        TypeError, ValueError: input that cannot work, before any sampling; minibatches noisier than what
+            `gradient_noise_correction` can take off; samples whose loss at w* is not finite,
             observables that are no finite number there; a checkpoint of another run, of other versions, or damaged.
         ChainDivergedError: all chains have diverged.
         ImportError: traces without zarr. FileExistsError: traces over something else.
@@ -156,6 +159,7 @@ def sample(
     )
     tile = None if statistics.attrs["engine"] == "native" else statistics.attrs["tile"]
     ball = twin(posterior, sampler, statistics.plan.components, probes, loss_samples, options, tile)
+    warn_of_clipping(sampler, statistics.bias)
     return replace(statistics, twin=ball)
 
 
@@ -182,7 +186,7 @@ def sample_settings(
         raise ValueError(f"reliability needs 4 independent groups of chains or more, got {plan.groups}; raise chains")
     device = posterior.device
     functions = dict(observables or {})
-    centers = values_at_center(posterior.model, functions)
+    functions_at_center = values_at_center(posterior.model, functions)
     attrs = {
         "items": posterior.item_count,
         "sampler": repr(sampler),
@@ -209,7 +213,9 @@ def sample_settings(
                     f"draws={options.draws}: ask for as many or more, or name another folder"
                 )
             options = replace(options, draws=saved.draws_done - options.burn_in)
-        run = start(posterior, sampler, plan, sets, loss_set, tracked, functions, centers, options, store, pool)
+        run = start(
+            posterior, sampler, plan, sets, loss_set, tracked, functions, functions_at_center, options, store, pool
+        )
         run.target.fill_(options.draws)
         done = resumed(run, saved) if saved else 0
         moving = run.ensemble
@@ -222,6 +228,10 @@ def sample_settings(
         if saved and done < options.total_draws:
             saved.reserve(run.tensors(options.total_draws))
         started -= float(run.seconds)
+        probe = probing(moving)
+        centers = at_center(probe, moving, pool)
+        names = [each.name for each in plan.components]
+        check_correctable(sampler, settings, options.batch_size, names, centers)
         steps = options.steps_between_draws * plan.rows
         bar = stack.enter_context(
             progress_bar(
@@ -233,7 +243,7 @@ def sample_settings(
             )
         )
 
-        def gathered(attrs: Mapping[str, Any], setting: int) -> Statistics:
+        def gathered(attrs: Mapping[str, Any], setting: int, bias: Bias) -> Statistics:
             return Statistics(
                 plan=plan,
                 setting=setting,
@@ -241,6 +251,7 @@ def sample_settings(
                 early=run.early,
                 units_per_bundle=run.units_per_bundle,
                 traces=moving.traces,
+                bias=bias,
                 evaluated=moving.evaluated,
                 loss_dimension="token" if loss_set.loss_shape else "sample",
                 loss_coordinates=joint_coordinates(probe_sets),
@@ -262,16 +273,21 @@ def sample_settings(
             attrs |= {"draws": moving.options.draws}
             if until is None:
                 break
-            more, said = until.more(gathered(attrs, 0), float(run.seconds))
+            more, said = until.more(gathered(attrs, 0, Bias.unknown(len(resolved))), float(run.seconds))
             if not more:
                 attrs |= {"stopped": said}
                 break
             run.extend(moving.options.draws + more, done)
             bar.total = moving.options.total_draws * steps
             bar.set_description(f"sampling {plan.rows} chains: {said}")
+        drawn = at_draws(probe, moving, pool)
+    biases = [
+        bias_of(sampler, setting, options.batch_size, centers, of_setting, moving.gradient_variance(at))
+        for at, (setting, of_setting) in enumerate(zip(settings, drawn, strict=True))
+    ]
     attrs |= {"tile": int(moving.tile), "engine": moving.engine, "seconds": float(run.seconds)}
     attrs |= saved.attrs if saved else {}
-    return [gathered(asdict(setting) | attrs, at) for at, setting in enumerate(settings)]
+    return [gathered(asdict(setting) | attrs, at, biases[at]) for at, setting in enumerate(settings)]
 
 
 def open_folders(

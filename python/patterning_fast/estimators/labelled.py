@@ -43,7 +43,7 @@ def labelled(
 ) -> xr.Dataset:
     """Estimates, errors and values by group, from each component's healthy groups and values `[healthy groups, ...]`.
 
-    A component without healthy groups has estimates of NaN.
+    Beside them `degrees_of_freedom`. A component without healthy groups has estimates of NaN.
     """
     shape = found[0][1].shape[1:]
     mean, error = (np.full((len(found), *shape), np.nan) for _ in range(2))
@@ -65,9 +65,16 @@ def labelled(
         {
             variable: (dimensions, data, {"long_name": text, "units": units})
             for variable, (dimensions, data, text) in described.items()
-        },
+        }
+        | degrees_of_freedom([len(alive) for alive, _ in found]),
         coords={"component": list(components), **coordinates},
     )
+
+
+def degrees_of_freedom(healthy: Sequence[int]) -> dict[str, Variable]:
+    """Those of each component's standard errors, from its number of healthy groups; 0 where there are none."""
+    described = {"long_name": "degrees of freedom of standard errors: healthy groups - 1", "units": "1"}
+    return {"degrees_of_freedom": ("component", np.maximum(np.array(healthy) - 1, 0), described)}
 
 
 def split_half_reliability(groups: int, estimate: Callable[[Tensor], Tensor]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from patterning_fast.arguments import Count, Whole, checked
 from patterning_fast.chains.plan import ChainPlan
+from patterning_fast.estimators.bias import Bias
 from patterning_fast.estimators.blindness import BallMoments, correlations, ratios
 from patterning_fast.estimators.comoments import Comoments, Means, pseudo_values, unbiased_covariance
 from patterning_fast.estimators.goal import Known
@@ -68,6 +69,7 @@ class Statistics:
     """Counts and losses of the first part of the draws, by bundle: those of `totals` include them."""
     units_per_bundle: Count
     traces: ChainTraces
+    bias: Bias
     evaluated: list[str]
     """How the losses of each component's chains were computed."""
     loss_dimension: str
@@ -252,7 +254,9 @@ class Statistics:
 
         mean = self.labelled("mu", phi, (), (), "posterior mean of L(w) - L(w*)", "nats")
         llc = self.labelled("llc", scaled, (), (), "local learning coefficient", "1")
-        return mean.merge(llc)
+        both = mean.assign(llc.data_vars)
+        errors = {f"{name}_bias_error": self.bias.error(both[name], self.bias.llc) for name in ("mu", "llc")}
+        return both.assign(errors)
 
     @plain_torch()
     def contributions(self) -> xr.Dataset:
@@ -349,6 +353,7 @@ class Statistics:
         if self.ball is not None and observable == PHI:
             by_group = result["chi_group"].values
             result.update(correlations([each[np.isfinite(each).all(1)] for each in by_group], self.ball))
+        result["chi_bias_error"] = self.bias.error(result["chi"], self.bias.chi)
         return self.said(result, "chi").assign_attrs(observable=observable)
 
     def known(self, component: Whole) -> Known:
@@ -404,7 +409,7 @@ class Statistics:
         found = self.dataset("kernel", kernel, dims, "loss kernel Cov[l_i, l_j]", "nats^2")
         name = "correlation of losses under the posterior"
         correlations = self.dataset("correlation", lambda means: correlation(kernel(means)), dims, name, "1")
-        return self.said(found.merge(correlations), "kernel")
+        return self.said(found.assign(correlations.data_vars), "kernel")
 
     @plain_torch()
     def diagnostics(self) -> xr.Dataset:
@@ -414,7 +419,11 @@ class Statistics:
         rank-normalised R̂ and bulk effective sample size of φ (Vehtari et al. 2021), of healthy chains with at least
         4 draws; `diverged` says which chains were left out. `gradient_noise_scale` is the batch size at which the
         minibatch gradient's noise equals its mean at w* (McCandlish et al. 2018), `gradient_noise` the variance that
-        minibatches add to a step over the variance injected: the sampler's temperature is too high by that share.
+        minibatches add to a step over the variance injected: the sampler's temperature is too high by that share; with
+        `gradient_noise_correction` what it cannot take off, and NaN for SGNHT, which takes it out as far as it can.
+        `curvature` is the largest of the potential at w*, n_beta times that of the loss and localization, by Lanczos's
+        method on some of the data, and `step_size_bias` the share by which steps widen the posterior in that direction:
+        1/(1 − lr·curvature/4) − 1 for SGLD, infinite where chains cannot stay.
         `rounding` is the error of l − l(w*) that `precision="bfloat16"` makes, over l − l(w*). `observables` are traces
         of the user's, with `observable_r_hat` and `observable_ess`.
         """
@@ -425,7 +434,7 @@ class Statistics:
             for trace in (traces.phi, traces.distance, traces.observables, traces.diverged)
         )
         square, variance = traces.gradient_noise.view(len(names), len(self.plan.settings), 2)[:, self.setting].T.numpy()
-        lr, n_beta, batch = self.attrs["lr"], self.attrs["n_beta"], self.attrs["batch_size"]
+        batch = self.attrs["batch_size"]
         # The mean over units has variance / units of noise in its square.
         signal = np.maximum(square - variance / self.plan.units, 0.0)
         by_chain, by_component = ("component", "chain"), ("component",)
@@ -442,7 +451,9 @@ class Statistics:
                 "observable_r_hat": (of_observables, self.mixing("rhat", watched, diverged)),
                 "observable_ess": (of_observables, self.mixing("ess", watched, diverged)),
                 "gradient_noise_scale": (by_component, noise_scale, {"units": "samples"}),
-                "gradient_noise": (by_component, lr / 4 * n_beta**2 * variance, {"units": "1"}),
+                "gradient_noise": (by_component, self.bias.gradient_noise, {"units": "1"}),
+                "curvature": (by_component, self.bias.curvature, {"long_name": "largest of the potential at w*"}),
+                "step_size_bias": (by_component, self.bias.step_size, {"units": "1"}),
                 "rounding": (by_component, np.array([float(traces.rounding[each].mean()) for each in rows])),
                 "evaluated": (
                     by_component,

@@ -41,8 +41,8 @@ def training_response(
         units: names of the groups of data that have a weight each. counts: how many data each has.
         name: of the dimension of units in the result.
 
-    Returns `chi`, `chi_error` (outcome, unit) and `chi_group`, the outcome being the dimension `component`; and `mean`,
-    the mean outcome.
+    Returns `chi`, `chi_error` (outcome, unit) and `chi_group`, the outcome being the dimension `component`; `mean`,
+    the mean outcome; and `degrees_of_freedom`, runs − units.
 
     Raises ValueError for shapes that do not fit, values that are not finite, weights whose mean is not positive, and
     fewer runs than units and 9 more.
@@ -86,6 +86,7 @@ def training_response(
             "chi_error": (("component", name), error_of_means(group)),
             "chi_group": (("component", "group", name), group),
             "mean": ("component", found.mean(1)),
+            "degrees_of_freedom": ("component", np.full(len(found), runs - len(units))),
         },
         coords={"component": list(values), name: list(units), "count": (name, size)},
         attrs={"n_beta": 1.0, "runs": runs},

@@ -194,6 +194,8 @@ def verification(result: xr.Dataset) -> Figure:
 VERDICT_COLOURS = {
     "healthy": "#009E73",
     "not mixed": "#F0E442",
+    "too warm": "#CC79A7",
+    "steps too long": "#0072B2",
     "on the way out": "#56B4E9",
     "negative": "#E69F00",
     "diverged": "#D55E00",
@@ -269,6 +271,6 @@ def calibration(grid: xr.Dataset, component: str = "full") -> Figure:
         axes.set(title=f"localization {pull:g}", xlabel="lr")
     panels[0].set_ylabel("n_beta")
     marks = [Patch(color=colour, label=name) for name, colour in VERDICT_COLOURS.items()]
-    figure.legend(handles=marks, loc="outside upper center", ncols=len(marks), frameon=False, fontsize=8)
+    figure.legend(handles=marks, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(f"{text.label(component)}: learning coefficient and, below it, R̂", fontsize=9)
     return figure

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patterning_fast import ops
-from patterning_fast.arguments import Seed, checked
+from patterning_fast.arguments import NonNegative, Numbers, Positive, Seed, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.domains import made_by
 from patterning_fast.ops.checks import check_tensor
@@ -138,6 +139,22 @@ class Langevin:
     def update(self, bank: ChainBank, state: LangevinState) -> None:
         """One step of every chain on the gradients in the bank, which it leaves at 0."""
         step(bank, state, self.rule(state))
+
+    def steepest(self, lr: Positive) -> float:
+        """The curvature of the potential from which on chains run away."""
+        return 4 / lr
+
+    def inflation(self, curvature: Numbers, lr: Positive) -> np.ndarray:
+        """Stationary variance over the posterior's 1/a, on U = ½a(w − w*)²; infinite where chains run away."""
+        left = 1 - np.asarray(curvature, dtype=np.float64) / self.steepest(lr)
+        return np.divide(1.0, left, out=np.full_like(left, np.inf), where=left > 0)
+
+    def heating(self, variance: NonNegative, lr: Positive, n_beta: NonNegative) -> float:
+        """Variance that minibatch gradients of a variance add to a step, over the variance injected.
+
+        NaN where the sampler takes it out, as far as it can.
+        """
+        return lr / 4 * n_beta**2 * variance
 
 
 def init(bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from patterning_fast import ops
-from patterning_fast.arguments import Positive, Seed, Share, checked
+from patterning_fast.arguments import NonNegative, Positive, Seed, Share, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.samplers.langevin import Adjoint, Langevin, LangevinState
 
@@ -30,6 +30,14 @@ class SGHMC(Langevin):
         state = super().init(bank, lr, n_beta, localization, seed)
         state.memory = torch.zeros_like(bank.params)
         return state
+
+    def steepest(self, lr: Positive) -> float:
+        """The curvature of the potential from which on chains run away."""
+        return 2 * (2 - self.friction) / lr
+
+    def heating(self, variance: NonNegative, lr: Positive, n_beta: NonNegative) -> float:
+        """Variance that minibatch gradients of a variance add to a step, over the variance injected."""
+        return lr * n_beta**2 * variance / (2 * self.friction)
 
     def rule(self, state: LangevinState) -> ops.SGHMC:
         assert state.memory is not None

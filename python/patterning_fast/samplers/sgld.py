@@ -21,7 +21,9 @@ class SGLD(Langevin):
 
     On U = ½a(w − w*)² the stationary variance is 1/(a(1 − lr·a/4)). With `gradient_noise_correction` only as much noise
     is injected as the minibatch lacks (Welling & Teh 2011, §4; Ahn et al. 2012; Vollmer et al. 2016), coordinate by
-    coordinate; that takes the gradient of each sample. Raises ValueError unless lr is finite and > 0.
+    coordinate; that takes the gradient of each sample. Where minibatches bring more noise than is to be injected there
+    is nothing to take off: `sample` refuses that at w*, naming the largest lr that can be corrected, and warns of it
+    at the last draws. Raises ValueError unless lr is finite and > 0.
     """
 
     lr: Positive

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from patterning_fast import ops
-from patterning_fast.arguments import NonNegative, Positive, Seed, checked
+from patterning_fast.arguments import NonNegative, Numbers, Positive, Seed, checked
 from patterning_fast.chains.bank import ChainBank
 from patterning_fast.ops.reference.philox import INDEX_BITS
 from patterning_fast.samplers.langevin import Langevin, LangevinState
@@ -22,7 +24,9 @@ MOMENTUM_STEP = 2**INDEX_BITS - 1
 class SGNHT(Langevin):
     """p ← (1 − thermostat·lr)·p − lr·∇U + √(2·diffusion·lr)·ξ, w ← w + lr·p: Ding et al. 2014, algorithm 2.
 
-    Each chain's thermostat moves by lr·(|p|²/params − 1), so that unknown noise of the gradients is taken out again.
+    Each chain's thermostat moves by lr·(|p|²/params − 1), so that unknown noise of the gradients is taken out again, as
+    far as it is the same at all places and in all coordinates. Noise that grows with the place is not: on (a·b·x)² at
+    nβ = 5,000 with minibatches of 64, where λ̂ is .400, it came out as .468 with R̂ 1.005; SGHMC met it.
     ∇U = n_beta·g + localization·(w − w*). On U = ½a(w − w*)² the stationary variance is (1 − thermostat·lr/2)/a in
     chains of many parameters, and lr must be well below 2/√a: it is a time, where SGLD's is a time squared.
     Raises ValueError unless lr is finite and > 0 and diffusion finite and ≥ 0.
@@ -45,6 +49,20 @@ class SGNHT(Langevin):
             ops.normal_(momentum[None], seed=state.seed, step=MOMENTUM_STEP, chain_ids=state.chain_ids[row : row + 1])
             momentum *= state.noise_scale[row]
         return state
+
+    def steepest(self, lr: Positive) -> float:
+        """The curvature of the potential from which on chains run away."""
+        return 4 / lr**2
+
+    def inflation(self, curvature: Numbers, lr: Positive) -> np.ndarray:
+        """Stationary variance over the posterior's 1/a, on U = ½a(w − w*)², without noise of gradients."""
+        left = 1 / super().inflation(curvature, lr)
+        thermostat = np.divide(self.diffusion, left, out=np.full_like(left, np.inf), where=left > 0)
+        return np.where(left > 0, np.maximum(1 - thermostat * lr / 2, 0.0), np.inf)
+
+    def heating(self, variance: NonNegative, lr: Positive, n_beta: NonNegative) -> float:
+        """NaN: the thermostat takes out what is the same everywhere, and how much is left is not known."""
+        return math.nan
 
     def rule(self, state: LangevinState) -> ops.SGNHT:
         assert state.memory is not None
