@@ -11,7 +11,7 @@ import xarray as xr
 
 import patterning_fast as pf
 from patterning_fast.patterning.estimates import by_datum
-from patterning_fast.patterning.regularization import Regularization, spectrum
+from patterning_fast.patterning.regularization import Regularization
 from patterning_fast.patterning.response import response_of
 from tests.patterning.chi import made_up_chi
 from tests.patterning.noisy_chi import noisy_chi, planted
