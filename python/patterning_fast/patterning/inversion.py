@@ -107,7 +107,8 @@ def invert(
     negative = float(estimates.counts @ (change < -1)) / response.total
     constraints = constraints or Constraints()
     weights = bounded(aim, change, negative_weights, constraints, names)
-    variables = predictions(noise, estimates, found, weights, aim.asked, made_from_chi)
+    unseen = noise.unseen((aim.rows @ aim.amounts)[: len(names)]) if aim.response is noise.response else 1.0
+    variables = predictions(noise, estimates, found, weights, aim.asked, made_from_chi, unseen)
     predicted = xr.Dataset(variables, coords={"component": chi["component"].values})
     upper = math.inf if constraints.cap is None else constraints.cap
     attrs = {

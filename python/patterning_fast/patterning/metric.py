@@ -51,29 +51,23 @@ class Noise:
     """Of the response and the directions avoided `[components, directions]`."""
     shrunk: np.ndarray
     """How much of them is avoided, in [0, 1] `[directions]`."""
-    variance: np.ndarray
-    """Of noise, by direction, over that of a datum of the mean component `[directions]`."""
-    rest: float
-    """The same of every other direction."""
+    seen: np.ndarray
+    """Of the response, in rows, and a draw, in the metric that is made from that draw too
+    `[draws, components, components]`.
+    """
     size: np.ndarray
     """Variance of noise of a datum `[components]`."""
 
-    def spread(self, change: np.ndarray) -> float:
-        """Variance of the response of noise to a change `[data]`, that of a mean component, in units of its `size`."""
-        within = self.response.of(change)[len(self.gram) :] / self.response.scale
-        square = float(self.response.counts @ (change**2 / self.response.weight))
-        return float(self.rest * max(square - within @ within, 0.0) + within**2 @ self.variance)
+    def rows(self, combinations: np.ndarray) -> np.ndarray:
+        """Rows of the response that make what combinations of components `[components, n]` do in the metric."""
+        return np.vstack([combinations, -self.shrunk[:, None] * (self.along.T @ combinations) / self.response.scale])
 
-    def along_combinations(self, combinations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows `[components + directions, n]` whose response is that of combinations `[components, n]` in the metric,
-        and the variance of noise's response to it, in units of its `size` `[n]`.
+    def unseen(self, combination: np.ndarray) -> float:
+        """Variance of noise's response to a combination of components `[components]` over that of draws that the metric
+        has seen, at least 1.
         """
-        within = self.along.T @ combinations
-        avoided = self.shrunk[:, None] * within
-        left = (within - avoided) ** 2
-        square = np.sum(combinations * (self.gram @ combinations), 0) - np.sum(avoided * (within - avoided), 0)
-        variance = self.rest * np.maximum(square - left.sum(0), 0.0) + self.variance @ left
-        return np.vstack([combinations, -avoided / self.response.scale]), variance
+        unseen, seen = (float(np.sum((combination @ each) ** 2 / self.size)) for each in (self.cross, self.seen))
+        return max(1.0, unseen / seen) if seen > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -258,7 +252,6 @@ def avoiding(
         rest = max(data - float(variance.sum()), 0.0) / max(data - most, 1)
         large = int(np.argmin(np.append(variance >= 2 * (rest + negligible), False)))
         variance = variance[:large]
-        rest = max(data - float(variance.sum()), 0.0) / max(data - large, 1)
     avoided = Directions.of(flat, len(variance)).combinations if len(variance) else np.zeros((number * each, 0))
     variance = variance[: avoided.shape[1]]
     share = 1.0 - (rest + negligible) / np.maximum(variance, rest + negligible)
@@ -274,10 +267,10 @@ def avoiding(
     along = chi_mixed @ avoided
     mean = np.append(response.mean, np.zeros(len(share)))
     response = replace(response, avoided=directions_over_data(draws, found, avoided), mean=mean)
-    return Noise(
-        response, gram - scale * (along * share) @ along.T, beside, cross, found.unseen * within, response.scale * along,
-        share, found.unseen * variance, found.unseen * rest, scale * level * size,
-    )  # fmt: skip
+    seen = scale * (found.cross - (along * share) @ np.swapaxes(draw_mixed @ avoided, 1, 2))
+    gram -= scale * (along * share) @ along.T
+    cross, within = cross * np.sqrt(found.unseen), within * found.unseen
+    return Noise(response, gram, beside, cross, within, response.scale * along, share, seen, scale * level * size)
 
 
 def directions_over_data(draws: Draws, found: Products, combinations: np.ndarray) -> np.ndarray:

@@ -53,6 +53,7 @@ def predictions(
     weights: np.ndarray,
     asked: np.ndarray | None,
     made_from_chi: bool,
+    unseen: float,
 ) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
     """The variables of a plan's `predicted`, from weights by unit of data `[data]`.
 
@@ -66,8 +67,6 @@ def predictions(
     expected, error = product, estimates.response_error(change, noise.response.scale * noise.response.total)
     if made_from_chi:
         expected = spectrum.expected(product)
-        seen = float(np.mean(error**2 / noise.size))
-        unseen = max(1.0, noise.spread(change) / seen) if seen > 0 else 1.0
         error = np.hypot(math.sqrt(unseen) * error, spectrum.square_error(product))
     nowhere = np.full(len(expected), np.nan)
     stays = np.zeros(len(expected), dtype=bool) if asked is None else asked == 0

@@ -155,23 +155,22 @@ def spectrum(noise: Noise, regularization: Regularization) -> Spectrum:
 
 def taken_apart(noise: Noise, regularization: Regularization) -> Spectrum:
     number, components = noise.draws.shape[:2]
-    least = ROUNDING**2 * np.maximum(np.diag(noise.gram), 0.0)
-    covariance = ledoit_wolf(noise.draws) + np.diag(np.where(least > 0, least, 1e-300))
+    least = ROUNDING**2 * np.maximum(np.diag(noise.gram), noise.size)
+    covariance = ledoit_wolf(noise.draws) + np.diag(least)
     squares, axes = eigh(covariance)
     squares = np.maximum(squares, np.finfo(np.float64).eps * components * squares[-1])
     root, inverse = (axes * np.sqrt(squares)) @ axes.T, (axes / np.sqrt(squares)) @ axes.T
     squares, left = eigh(inverse @ noise.gram @ inverse)
     order = np.argsort(squares)[::-1][: noise.response.data]
     singular, left = np.sqrt(np.maximum(squares[order], 0.0)), left[:, order]
-    safe = np.maximum(singular, CUTOFF * max(float(singular[0]), 1e-150))
+    safe = np.where(singular > CUTOFF * singular[0], singular, math.inf)
     whitened = inverse @ noise.draws @ inverse
-    combinations, variance = noise.along_combinations(inverse @ left / safe)
+    combinations = inverse @ left / safe
+    crowding = np.mean(np.sum((np.swapaxes(noise.cross @ inverse, 1, 2) @ combinations) ** 2, 1), 0)
     first = np.sqrt(np.maximum(np.array([eigh(each)[0][-1] for each in whitened]), 0.0))
-    signal = np.clip(1.0 - noise_squares(noise, inverse)[: len(order)] / safe**2, 0.0, 1.0)
-    crowding = variance * float(np.sum(inverse**2 @ noise.size))
-    return Spectrum(
-        root, left, singular, signal, combinations, crowding, noise_floor(first), independent(whitened), regularization
-    )
+    signal = np.clip(1.0 - noise_squares(noise, inverse)[: len(order)] / safe**2, 0.0, 1.0) * np.isfinite(safe)
+    floor, directions = noise_floor(first), independent(whitened)
+    return Spectrum(root, left, singular, signal, noise.rows(combinations), crowding, floor, directions, regularization)
 
 
 def eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -81,8 +81,8 @@ def towards_components(wanted: np.ndarray, response: Response, spectrum: Spectru
         nearest = named(met, components) if met.any() and spectrum.share(met) >= SHARE_MET else {}
         instead = f", ask for the nearest that can be told from noise, {shortened(nearest)}," if nearest else ""
         raise InfeasibleTargetError(
-            f"only {share:.0%} of the target's square can be expected: the rest lies in directions of χ that do not "
-            f"stand above its noise, as {above} of {len(spectrum.singular)} do: run more chains or draws{instead} or take one of the strongest "
+            f"only {share:.0%} of the target can be expected to be met: {above} of {len(spectrum.singular)} directions "
+            f"of χ stand above its noise: run more chains or draws{instead} or take one of the strongest "
             "modes of χ",
             nearest,
             None,
