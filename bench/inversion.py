@@ -191,7 +191,9 @@ def shaped_noise(shape: str, components: int, groups: int, data: int, generator:
     return noise
 
 
-def under_shape(shape: str, ratio: float, groups: int, draws: int, components: int = 6, data: int = 400) -> dict[str, float]:
+def under_shape(
+    shape: str, ratio: float, groups: int, draws: int, components: int = 6, data: int = 400
+) -> dict[str, float]:
     """What is missed of one component's target under noise of a shape, the mean over draws of χ.
 
     `missed` of what is not refused, and `pseudo-inverse` of the same draws; `refused`, their share, and the least that

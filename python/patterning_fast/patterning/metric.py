@@ -88,7 +88,7 @@ class Draws:
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """Draws `[draws, components, block]`, times the root of counts; raises ValueError where they are not finite."""
         components, groups, data = self.estimates.group.shape
-        used = self.contrasts.any(1)
+        used = (self.contrasts != 0).sum(1) > 0
         for where in blocks(components * groups, 0, data):
             values = self.estimates.group[:, :, where].values
             values = np.where(used[:, :, None], values, 0)
@@ -153,7 +153,9 @@ class Products:
     """Variance of noise weighted by what other draws say of it, over that of noise weighted by all draws."""
 
 
-def products(draws: Draws, response: Response, mean: np.ndarray, size: np.ndarray, negligible: float | None) -> Products:
+def products(
+    draws: Draws, response: Response, mean: np.ndarray, size: np.ndarray, negligible: float | None
+) -> Products:
     """One pass over χ and its groups; weights are 1 without `negligible`, which is in units of the noise."""
     chi, counts = response.chi, response.counts
     number, components = mean.shape

@@ -77,7 +77,8 @@ class Spectrum:
         if self.regularization != "wiener":
             return some.astype(np.float64)
         square = np.where(some, self.singular, 1.0) ** 2
-        return np.where(some, np.maximum(1.0, f * square / (f**2 * square + self.crowding)), 0.0)
+        least = np.where(f > 0, f**2 * square + self.crowding, 1.0)
+        return np.where(some, np.maximum(1.0, f * square / least), 0.0)
 
     @property
     def above(self) -> np.ndarray:
@@ -154,7 +155,7 @@ def spectrum(noise: Noise, regularization: Regularization) -> Spectrum:
 
 
 def taken_apart(noise: Noise, regularization: Regularization) -> Spectrum:
-    number, components = noise.draws.shape[:2]
+    components = len(noise.gram)
     least = ROUNDING**2 * np.maximum(np.diag(noise.gram), noise.size)
     covariance = ledoit_wolf(noise.draws) + np.diag(least)
     squares, axes = eigh(covariance)

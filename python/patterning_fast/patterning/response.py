@@ -79,8 +79,8 @@ class Response:
 
         def stripe(parts: Iterator[tuple[slice, Tensor]]) -> Tensor:
             gram = torch.zeros(components, components, dtype=torch.float64)
-            for where, rows in parts:
-                block = rows[:components]
+            for where, every in parts:
+                block = every[:components]
                 block.sub_(mean).mul_(torch.from_numpy(np.sqrt(self.counts[where] * self.weight[where])))
                 for rows in panels:  # on and under the diagonal: the rest is the same again
                     gram[rows.start :, rows].addmm_(block[rows.start :], block[rows].T)
