@@ -281,7 +281,7 @@ def test_directions_in_the_noise_are_not_inverted() -> None:
     matrix[2] *= 1e-3
     chi = made_up_chi(matrix, error=0.1)
     assert pf.invert(chi, {"c0": 1.0}, strength=0.1, regularization="truncated").attrs["rank"] == 3
-    with pytest.raises(ValueError, match="only .* of the target .* met: 3 of 4 directions of χ stand above"):
+    with pytest.raises(ValueError, match=r"only .* of the target .* met: 3 of 4 directions of χ stand above"):
         pf.invert(chi, {"c2": 1.0})
 
 
