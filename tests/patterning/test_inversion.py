@@ -13,6 +13,8 @@ import xarray as xr
 import patterning_fast as pf
 from patterning_fast.patterning import response as response_module
 from patterning_fast.patterning.estimates import by_datum
+from patterning_fast.patterning.metric import measured
+from patterning_fast.patterning.regularization import Regularization, Spectrum, spectrum
 from tests.patterning.chi import made_up_chi
 from tests.truth.linear_regression import linear_regression
 
@@ -48,7 +50,7 @@ def test_what_the_gram_matrix_loses(condition: float) -> None:
     matrix = left * np.geomspace(1, 1 / condition, 4) @ ones_and_right[:, 1:].T
     wanted = 1e-3 * left.sum(1)
     target = {f"c{at}": float(each) for at, each in enumerate(wanted)}
-    plan = pf.invert(made_up_chi(matrix, error=1e-9), target, negative_weights="allow", regularization="none")
+    plan = pf.invert(made_up_chi(matrix, error=1e-11), target, negative_weights="allow", regularization="none")
     exact = np.linalg.pinv(10.0 / COUNT * matrix, rcond=1e-9) @ wanted
     apart = np.linalg.norm(plan.weights.values - 1 - exact) / np.linalg.norm(exact)
     assert apart < 20 * np.finfo(np.float64).eps * condition**2
@@ -69,36 +71,32 @@ def test_strength_is_the_rms_change() -> None:
 
 @pytest.mark.parametrize("regularization", ["truncated", "wiener"])
 @pytest.mark.parametrize("shape", [(4, COUNT), (7, 5), (1, 9)])
-def test_regularised_inverses_by_singular_values(regularization: str, shape: tuple[int, int]) -> None:
+def test_regularised_inverses_by_singular_values(regularization: Regularization, shape: tuple[int, int]) -> None:
     matrix = np.random.default_rng(9).standard_normal(shape) / np.arange(1, shape[0] + 1)[:, None]
-    error = np.random.default_rng(8).uniform(0.1, 0.2, shape[0])[:, None] * np.ones(shape) / shape[1] ** 0.5
-    chi = made_up_chi(matrix).assign(chi_error=(("component", "sample"), error))
-    wanted = np.zeros(shape[0])
-    wanted[0] = 0.3
-    options = {"regularization": regularization, "negative_weights": "allow"}
-    plan = pf.invert(chi, {"c0": 0.3}, **options)  # type: ignore[arg-type]
-    noise = 10.0 / shape[1] * np.linalg.norm(error, axis=1)
-    scaled = 10.0 / shape[1] * (matrix - matrix.mean(1, keepdims=True)) / noise[:, None]
-    left, s, right = np.linalg.svd(scaled, full_matrices=False)
+    chi = made_up_chi(matrix, error=0.1)
+    plan = pf.invert(chi, {"c0": 0.3}, regularization=regularization, negative_weights="allow")
+    found = taken(chi, regularization)
     rank = min(shape[0], shape[1] - 1)
-    left, s, right = left[:, :rank], s[:rank], right[:rank]
-    # The four groups of `made_up_chi` have noise of their own, from which crowding is measured.
-    groups = chi["chi_group"].values
-    one, two = groups[:, 0] - groups[:, 1], groups[:, 2] - groups[:, 3]
-    overlap = np.mean(np.sum(one * two, 1) ** 2 / np.sum(one**2, 1) / np.sum(two**2, 1))
-    crowding = shape[0] * max(overlap, 1 / shape[1])
-    signal = np.maximum(0, 1 - 1 / s**2)
-    inverse = {
-        "truncated": np.where(s > 1 + crowding**0.5, 1 / s, 0),
-        "wiener": signal * s / ((signal * s) ** 2 + crowding),
+    s, f = found.singular[:rank], found.signal[:rank]
+    multiple = {
+        "truncated": (s > found.floor).astype(float),
+        "wiener": np.maximum(1.0, f * s**2 / ((f * s) ** 2 + found.crowding[:rank])),
     }[regularization]
-    assert 0 < np.count_nonzero(inverse) == plan.attrs["rank"]
-    change = right.T @ (inverse * (left.T @ (wanted / noise)))
-    assert np.allclose(plan.weights.values - 1, change, atol=1e-9)
-    expected = noise * (left @ (signal * (left.T @ (scaled @ change))))
-    assert np.allclose(plan.predicted["dmu"], expected, atol=1e-9)
-    assert np.allclose(plan.predicted["signal"][:rank], signal, atol=1e-9)
-    assert np.allclose(plan.predicted["inverted"][:rank], inverse * s, atol=1e-9)
+    assert 0 < np.count_nonzero(multiple) == plan.attrs["rank"]
+    np.testing.assert_allclose(plan.predicted["inverted"][:rank], multiple, rtol=1e-9)
+    # R·change is root·left·multiple·leftᵀ·root⁻¹·wanted, and what is expected of it times the signal.
+    responded = 10.0 / shape[1] * (matrix - matrix.mean(1, keepdims=True)) @ (plan.weights.values - 1)
+    along = found.left[:, :rank].T @ np.linalg.solve(found.root, 0.3 * np.eye(shape[0])[0])
+    np.testing.assert_allclose(responded, found.root @ found.left[:, :rank] @ (multiple * along), atol=1e-6)
+    expected = found.root @ found.left[:, :rank] @ (f * multiple * along)
+    np.testing.assert_allclose(plan.predicted["dmu"], expected, atol=1e-6)
+
+
+def taken(chi: xr.Dataset, regularization: Regularization) -> Spectrum:
+    """The spectrum that weights for components are made from."""
+    estimates = by_datum(chi)
+    plain = response_module.response_of(estimates.chi, estimates.counts, 10.0)
+    return spectrum(measured(plain, estimates, plain=regularization == "none"), regularization)
 
 
 def test_blocks_threads_and_storage_change_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -281,29 +279,32 @@ def test_clipping_keeps_weights_non_negative_with_mean_one() -> None:
 def test_directions_in_the_noise_are_not_inverted() -> None:
     matrix = np.random.default_rng(1).standard_normal((4, COUNT))
     matrix[2] *= 1e-3
-    plan = pf.invert(made_up_chi(matrix, error=0.1), {"c0": 1.0}, strength=0.1)
-    assert plan.attrs["rank"] == 3
-    with pytest.raises(ValueError, match=r"only .* of the target lies in directions of χ that stand above its noise"):
-        pf.invert(made_up_chi(matrix, error=0.1), {"c2": 1.0})
+    chi = made_up_chi(matrix, error=0.1)
+    assert pf.invert(chi, {"c0": 1.0}, strength=0.1, regularization="truncated").attrs["rank"] == 3
+    with pytest.raises(ValueError, match=r"only .* of the target .* met: 3 of 4 directions of χ stand above"):
+        pf.invert(chi, {"c2": 1.0})
 
 
 def test_a_component_that_no_data_move_is_refused() -> None:
     """χ the same on all data: nothing is divided by its response of 0."""
     chi = made_up_chi(np.full((1, 6), 2.0), error=0.1)
-    with pytest.raises(pf.InfeasibleTargetError, match="only 0% of the target lies in directions of χ"):
+    with pytest.raises(pf.InfeasibleTargetError, match="only 0% of the target can be expected to be met: 0 of 1"):
         pf.invert(chi, {"c0": 1.0}, strength=0.1)
 
 
 def test_predicted_error_is_the_groups_scatter_and_that_of_the_square_of_noise() -> None:
     _, chi = random_chi(error=0.05)
-    for target in ({"c0": 1.0}, xr.DataArray(np.arange(COUNT), dims="sample")):
-        plan = pf.invert(chi, target, strength=0.3)
+    for target in ({"c0": 1.0}, xr.DataArray(np.arange(COUNT), dims="sample")):  # in the metric that has seen no noise
+        plan = pf.invert(chi, target, strength=0.3, regularization="none")
         change = 10.0 / COUNT * (plan.weights.values - 1)
         error = (chi["chi_group"].values @ change).std(1, ddof=1) / 2
         square = chi["chi"].values @ change - plan.predicted["dmu"].values
-        directions = by_datum(chi).noise_directions
         assert (abs(square).max() > 1e-6) == plan.attrs["made_from_chi"] == isinstance(target, dict)
-        assert np.allclose(plan.predicted["dmu_error"], np.hypot(error, square / directions**0.5))
+        found = taken(chi, "none")
+        taken_off = (1 - found.signal) * (found.left.T @ np.linalg.solve(found.root, chi["chi"].values @ change))
+        known = np.sqrt((found.root @ found.left) ** 2 @ taken_off**2 / found.noise_directions)
+        known = known if plan.attrs["made_from_chi"] else 0.0
+        assert np.allclose(plan.predicted["dmu_error"], np.hypot(error, known))
     plan = pf.invert(chi, {"c0": 1.0}, strength=0.3)
     change = 10.0 / COUNT * (plan.weights.values - 1)
     assert 0.2 < float(plan.predicted["dmu_error"].mean()) / (0.05 * np.linalg.norm(change)) < 3

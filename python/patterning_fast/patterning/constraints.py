@@ -104,17 +104,19 @@ class Point:
 class Projection:
     """The weights nearest to 1 with Σ v·ρ = Σ v + amounts for rows v = Rᵀ·rows, mean 1, within bounds.
 
+    Distances of data count in inverse to their weight in the response, which their changes are in proportion to.
+
     In the dual each datum's weight is a function of one number, so that there are as many unknowns as rows, however
     many data. Newton's steps are solved by conjugate gradients: rows are orthonormal, so that few products suffice.
     """
 
     response: Response
     rows: np.ndarray
-    """`[components, rows]`: combinations of components."""
+    """`[rows of the response, rows]`: combinations of them."""
     distance: Distance
 
     def split(self, multipliers: np.ndarray) -> tuple[np.ndarray, float]:
-        """The combination of components that multipliers make, and what they add to all data."""
+        """The combination of rows that multipliers make, and what they add to all data."""
         return dot(self.rows, multipliers[:-1]), float(multipliers[-1]) / math.sqrt(self.response.total)
 
     def at(self, multipliers: np.ndarray, goal: np.ndarray) -> Point:
@@ -122,13 +124,13 @@ class Projection:
         direction, weights = np.empty(self.response.data), np.empty(self.response.data)
 
         def weigh(where: slice, along: np.ndarray) -> np.ndarray:
-            direction[where] = along
-            weights[where] = self.distance.weights(along + offset)
+            direction[where] = along / self.response.weight[where]
+            weights[where] = self.distance.weights(along + offset * self.response.weight[where])
             return weights[where]
 
         reached = dot(self.rows.T, self.response.both(combination, weigh))
         reached = np.append(reached, dot(self.response.counts, weights) / math.sqrt(self.response.total))
-        conjugate = (direction + offset) * weights - self.distance.of(weights)
+        conjugate = (direction + offset) * weights - self.distance.of(weights) / self.response.weight
         value = float(dot(self.response.counts, conjugate) - goal @ multipliers)
         return Point(multipliers, weights, value, goal - reached, direction)
 
@@ -141,7 +143,7 @@ class Projection:
             moved = np.empty(self.response.data)
 
             def move(where: slice, along: np.ndarray) -> np.ndarray:
-                moved[where] = slope[where] * (along + offset)
+                moved[where] = slope[where] * (along + offset * self.response.weight[where])
                 return moved[where]
 
             along = dot(self.rows.T, self.response.both(combination, move))

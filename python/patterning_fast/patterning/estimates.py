@@ -35,30 +35,6 @@ class Estimates:
             total += (self.error[:, where].values.astype(np.float64) ** 2 * self.counts[where]).sum(1)
         return np.sqrt(total)
 
-    @cached_property
-    def noise_directions(self) -> float:
-        """Independent directions of the data that noise lies in: at most the number of data.
-
-        Errors of data go together (a draw with a high loss has it on many), so noise does not spread over all of
-        them. Two differences between groups, d and d', are independent, and (d·d')²/(|d|²|d'|²) is then one over the
-        number of directions, on average over components. With fewer than four groups, all data are taken for
-        independent.
-        """
-        pairs = self.group.shape[1] // 2
-        products = np.zeros((len(self.chi), pairs, pairs))
-        if pairs < 2:
-            return float(self.chi.shape[1])
-        for where in blocks(len(self.chi), 0, self.chi.shape[1]):
-            values = self.group[:, : 2 * pairs, where].values
-            differences = (values[:, ::2] - values[:, 1::2]) * np.sqrt(self.counts[where], dtype=values.dtype)
-            products += differences @ differences.transpose(0, 2, 1)
-        size = np.einsum("kii->ki", products)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            overlap = (products**2 / (size[:, :, None] * size[:, None, :]))[:, *np.triu_indices(pairs, 1)]
-        if not np.isfinite(overlap).any():
-            return float(self.chi.shape[1])
-        return float(1.0 / np.clip(np.nanmean(overlap), 1.0 / self.chi.shape[1], 1.0))
-
     def response_error(self, change: np.ndarray, n_beta: float) -> np.ndarray:
         """Standard error of dμ `[components]` that a change of the weights `[data]` gives, from independent groups."""
         by_group = np.zeros(self.group.shape[:2])

@@ -14,9 +14,10 @@ from patterning_fast.domains import Mend
 from patterning_fast.patterning.blindness import blind_components
 from patterning_fast.patterning.constraints import Constraints, constrained
 from patterning_fast.patterning.estimates import Estimates, by_datum, by_unit, check_chi
+from patterning_fast.patterning.metric import measured
 from patterning_fast.patterning.modes import Mode
 from patterning_fast.patterning.plan import Plan, predictions, report
-from patterning_fast.patterning.regularization import Regularization, spectrum
+from patterning_fast.patterning.regularization import Regularization, spans, spectrum
 from patterning_fast.patterning.response import response_of
 from patterning_fast.patterning.settled import unsettled_attrs
 from patterning_fast.patterning.targets import (
@@ -89,9 +90,10 @@ def invert(
     response = response_of(estimates.chi, estimates.counts, float(chi.attrs["n_beta"]))
     check_finite(chi, response.mean, estimates.error_norm)
     said = unsettled_attrs(chi, unsettled)
-    found = spectrum(response, estimates, regularization)
+    noise = measured(response, estimates, plain=regularization == "none" or not isinstance(target, Mapping))
+    found = spectrum(noise, regularization)
     if isinstance(target, Mapping):
-        aim = towards_components(target_vector(target, names), response, found, names)
+        aim = towards_components(target_vector(target, names), noise.response, found, names)
     elif isinstance(target, Mode | xr.DataArray):
         data = target.data if isinstance(target, Mode) else target
         if data.ndim != 1:
@@ -100,18 +102,20 @@ def invert(
         aim = towards_direction(means(data.values.astype(np.float64), codes, estimates), estimates.counts)
     else:
         assert strength is not None
-        aim = towards_minimum(target, strength, response, found, names)
-    if strength is not None and not callable(target):
-        aim = aim.of_strength(strength)
+        aim = towards_minimum(target, strength, noise.response, found, names)
     change = aim.response.along(aim.rows @ aim.amounts)
+    if strength is not None and not callable(target):
+        factor = strength / root_mean_square(change, estimates.counts)
+        aim, change = aim.times(factor), factor * change
     made_from_chi = True
     if isinstance(target, Mode | xr.DataArray):  # rows that span all data tell nothing: modes are then taken for χ's
         spanned = isinstance(target, Mode) or int(found.exists.sum()) < response.data - 1
-        made_from_chi = spanned and found.spans(response, change)
+        made_from_chi = spanned and spans(response, change)
     negative = float(estimates.counts @ (change < -1)) / response.total
     constraints = constraints or Constraints()
     weights = bounded(aim, change, negative_weights, constraints, names)
-    variables = predictions(response, estimates, found, weights, aim.asked, made_from_chi)
+    unseen = noise.unseen((aim.rows @ aim.amounts)[: len(names)]) if aim.response is noise.response else 1.0
+    variables = predictions(noise, estimates, found, weights, aim.asked, made_from_chi, unseen)
     predicted = xr.Dataset(variables, coords={"component": chi["component"].values})
     upper = math.inf if constraints.cap is None else constraints.cap
     attrs = {
@@ -154,7 +158,7 @@ def bounded(
     if attempt.weights is not None:
         return attempt.weights
     asked = {} if aim.asked is None or not attempt.share else named(attempt.share * aim.asked, names)
-    possible = attempt.share * float(np.linalg.norm(aim.amounts)) / math.sqrt(aim.response.total)
+    possible = attempt.share * root_mean_square(change, aim.response.counts)
     kinds = "weights of mean 1" if policy == "allow" else "non-negative weights of mean 1"
     limits = "" if constraints == Constraints() else f" within {constraints}"
     if not attempt.share:
@@ -164,6 +168,11 @@ def bounded(
         message += f"{possible:.3g}" + (f" or {shortened(asked)}" if asked else "")
     loosen = "loosen the constraints" if limits else "choose negative_weights='clip' or 'allow'"
     raise InfeasibleTargetError(f"{message}, or {loosen}", asked, possible or None)
+
+
+def root_mean_square(change: np.ndarray, counts: np.ndarray) -> float:
+    """Of a change `[data]`."""
+    return math.sqrt(float(counts @ change**2 / counts.sum()))
 
 
 def means(values: np.ndarray, codes: np.ndarray | None, estimates: Estimates) -> np.ndarray:

@@ -37,7 +37,7 @@ def inner_products(chi: xr.Dataset) -> InnerProducts:
     Reads the data in blocks and multiplies them in χ's own precision; sums are float64. Raises ValueError for
     groups that are not finite for some data, and for components with fewer than two groups.
     """
-    contrasts, shift = group_contrasts(chi), np.zeros(0)
+    contrasts, shift = group_contrasts(chi["chi_group"], max(4, ROWS // chi.sizes["component"])), np.zeros(0)
     draws, components = contrasts.shape[1] + 1, contrasts.shape[0]
     total, squares, data = np.zeros(draws * components), np.zeros((draws * components,) * 2), 0
     for estimate, groups in blocks(chi, draws):
@@ -60,7 +60,7 @@ def inner_products(chi: xr.Dataset) -> InnerProducts:
 def blocks(chi: xr.Dataset, draws: int = 1) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """χ `[components, block]` and its healthy groups `[components, groups, block]`, others 0, by blocks of the data."""
     dimension = chi["chi"].dims[1]
-    lost = lost_groups(chi)
+    lost = lost_groups(chi["chi_group"])
     count = max(1, BLOCK_BYTES // (8 * chi.sizes["component"] * max(draws, chi.sizes["group"])))
     for first in range(0, chi.sizes[dimension], count):
         part = chi[["chi", "chi_group"]].isel({dimension: slice(first, first + count)})
@@ -72,13 +72,13 @@ def blocks(chi: xr.Dataset, draws: int = 1) -> Iterator[tuple[np.ndarray, np.nda
         yield estimate, groups
 
 
-def lost_groups(chi: xr.Dataset) -> np.ndarray:
+def lost_groups(group: xr.DataArray) -> np.ndarray:
     """Groups of a component that have lost all their chains, bool `[components, groups]`: NaN from the first datum on.
 
     Raises ValueError where a component has fewer than two groups left.
     """
-    lost = np.isnan(chi["chi_group"].isel({chi["chi"].dims[1]: 0}).values)
-    few = chi["component"].values[(~lost).sum(1) < 2].tolist()
+    lost = np.isnan(group[:, :, 0].values)
+    few = group["component"].values[(~lost).sum(1) < 2].tolist()
     if few:
         raise ValueError(
             f"χ of {few} has fewer than two groups of chains, so its noise is not known: run more chains, or leave "
@@ -87,15 +87,15 @@ def lost_groups(chi: xr.Dataset) -> np.ndarray:
     return lost
 
 
-def group_contrasts(chi: xr.Dataset) -> np.ndarray:
+def group_contrasts(group: xr.DataArray, most: int) -> np.ndarray:
     """Contrasts that make draws of noise of a component's groups, `[components, draws, groups]`.
 
-    Where there are more groups than `ROWS` allows, some are merged. Contrasts are the same for all components with
-    all their groups, so that noise which components share stays shared.
+    Where there are more than `most` groups, some are merged. Contrasts are the same for all components with all their
+    groups, so that noise which components share stays shared.
     """
-    lost = lost_groups(chi)
+    lost = lost_groups(group)
     components, groups = lost.shape
-    merged = min(groups, max(4, ROWS // components))
+    merged = min(groups, most)
     basis = helmert(merged)
     contrasts = np.zeros((components, merged - 1, groups))
     for own, gone in zip(contrasts, lost, strict=True):

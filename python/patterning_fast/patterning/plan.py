@@ -12,8 +12,8 @@ import xarray as xr
 from patterning_fast.arguments import NonNegative, Number, checked
 from patterning_fast.patterning.constraints import relative_entropy
 from patterning_fast.patterning.estimates import Estimates
+from patterning_fast.patterning.metric import Noise
 from patterning_fast.patterning.regularization import Spectrum
-from patterning_fast.patterning.response import Response
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,27 @@ class Plan:
 
 
 def predictions(
-    response: Response,
+    noise: Noise,
     estimates: Estimates,
     spectrum: Spectrum,
     weights: np.ndarray,
     asked: np.ndarray | None,
     made_from_chi: bool,
+    unseen: float,
 ) -> dict[str, tuple[str, np.ndarray, dict[str, str]]]:
     """The variables of a plan's `predicted`, from weights by unit of data `[data]`.
 
     χ·change is unbiased for weights that know nothing of χ's noise. Weights made from χ follow it, and the square of
-    noise that the product then holds is taken off. That square varies by 2/directions of its own, squared; half of
-    this is in the scatter of groups, each of which meets the noise in the weights, and half is added.
+    noise that the product then holds is taken off. How far that square is known is added to the scatter of groups.
+    Weights that avoid what noise the groups show meet less of it in them than in χ, whose noise is another draw: the
+    scatter is then made as large as draws show that the weights' metric was not made from.
     """
     change = weights - 1.0
-    product = response.of(change)
-    expected = spectrum.expected(product) if made_from_chi else product
-    error = estimates.response_error(change, response.scale * response.total)
-    error = np.hypot(error, (product - expected) / math.sqrt(estimates.noise_directions))
+    product = noise.response.of(change)[: len(estimates.chi)]
+    expected, error = product, estimates.response_error(change, noise.response.scale * noise.response.total)
+    if made_from_chi:
+        expected = spectrum.expected(product)
+        error = np.hypot(math.sqrt(unseen) * error, spectrum.square_error(product))
     nowhere = np.full(len(expected), np.nan)
     stays = np.zeros(len(expected), dtype=bool) if asked is None else asked == 0
     by_component = {
@@ -73,11 +76,10 @@ def predictions(
         "asked": (nowhere if asked is None else asked, "change of mu that was asked for"),
         "leakage": (np.where(stays, expected, np.nan), "change of mu of components that should stay"),
     }
-    bare = spectrum.inverted * spectrum.singular
     by_direction = {
         "singular_value": (spectrum.singular, "singular value of chi, in units of its noise"),
         "signal": (spectrum.signal, "share of the singular value that is signal"),
-        "inverted": (bare, "the inverse, in units of the pseudo-inverse"),
+        "inverted": (spectrum.multiples, "the inverse, in units of the pseudo-inverse"),
     }
     variables = {name: ("component", *each) for name, each in by_component.items()}
     variables |= {name: ("direction", *each) for name, each in by_direction.items()}

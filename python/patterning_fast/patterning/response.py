@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -40,6 +40,9 @@ class Response:
 
     Data of one unit (a document, a domain) have one weight: χ is then their mean, and `counts` how many they are.
     Inner products over data are weighted by the counts. Sums are in double, whatever χ is stored in.
+
+    Noisy data may have less `weight`, in means and in what combinations of rows make of the data. Directions that are
+    `avoided` are rows below those of χ.
     """
 
     chi: np.ndarray
@@ -50,6 +53,10 @@ class Response:
     """Mean of χ over data `[components]`; not finite where χ has values that are missing."""
     scale: float
     """nβ/n, nats for nats²."""
+    weight: np.ndarray
+    """`[data]`"""
+    avoided: np.ndarray
+    """`[directions, data]`"""
 
     @property
     def total(self) -> float:
@@ -57,22 +64,24 @@ class Response:
         return float(self.counts.sum())
 
     @property
-    def components(self) -> int:
-        return len(self.chi)
+    def rows(self) -> int:
+        return len(self.chi) + len(self.avoided)
 
     @property
     def data(self) -> int:
         return self.chi.shape[1]
 
     def gram(self) -> np.ndarray:
-        """R·Rᵀ `[components, components]`."""
-        mean = torch.from_numpy(self.mean)[:, None]
-        panels = [slice(start, start + PANEL) for start in range(0, self.components, PANEL)]
+        """R·Rᵀ `[components, components]`, weighted."""
+        components = len(self.chi)
+        mean = torch.from_numpy(self.mean[:components])[:, None]
+        panels = [slice(start, start + PANEL) for start in range(0, components, PANEL)]
 
         def stripe(parts: Iterator[tuple[slice, Tensor]]) -> Tensor:
-            gram = torch.zeros(self.components, self.components, dtype=torch.float64)
-            for where, block in parts:
-                block.sub_(mean).mul_(torch.from_numpy(np.sqrt(self.counts[where])))
+            gram = torch.zeros(components, components, dtype=torch.float64)
+            for where, every in parts:
+                block = every[:components]
+                block.sub_(mean).mul_(torch.from_numpy(np.sqrt(self.counts[where] * self.weight[where])))
                 for rows in panels:  # on and under the diagonal: the rest is the same again
                     gram[rows.start :, rows].addmm_(block[rows.start :], block[rows].T)
             return gram
@@ -81,7 +90,7 @@ class Response:
         return self.scale**2 * (lower + np.tril(lower, -1).T)
 
     def along(self, combination: np.ndarray) -> np.ndarray:
-        """Rᵀ·combination: what each datum does to a combination of components `[data]`."""
+        """Rᵀ·combination, weighted: what each datum does to a combination of rows `[data]`."""
         found = np.empty(self.data)
 
         def keep(where: slice, along: np.ndarray) -> np.ndarray:
@@ -92,17 +101,17 @@ class Response:
         return found
 
     def of(self, change: np.ndarray) -> np.ndarray:
-        """R·change: dμ `[components]` of a change of the weights `[data]`."""
-        return self.both(np.zeros(self.components), lambda where, _: change[where])
+        """R·change: dμ `[rows]` of a change of the weights `[data]`."""
+        return self.both(np.zeros(self.rows), lambda where, _: change[where])
 
     def both(self, combination: np.ndarray, change: Callable[[slice, np.ndarray], np.ndarray]) -> np.ndarray:
-        """R·change(Rᵀ·combination) `[components]`, in one pass: `change` is given where in the data and Rᵀ there."""
+        """R·change(Rᵀ·combination) `[rows]`, in one pass: `change` is given where in the data and Rᵀ there."""
         offset, factors = float(combination @ self.mean), torch.from_numpy(combination)
 
         def stripe(parts: Iterator[tuple[slice, Tensor]]) -> Tensor:
-            found = torch.zeros(self.components + 1, dtype=torch.float64)
+            found = torch.zeros(self.rows + 1, dtype=torch.float64)
             for where, block in parts:
-                along = self.scale * (torch.mv(block.T, factors).numpy() - offset)
+                along = self.scale * self.weight[where] * (torch.mv(block.T, factors).numpy() - offset)
                 weighted = torch.from_numpy(self.counts[where] * change(where, along))
                 found[:-1] += torch.mv(block, weighted)
                 found[-1] += weighted.sum()
@@ -112,19 +121,20 @@ class Response:
         return self.scale * (np.array(found) - total * self.mean)
 
     def sum(self, stripe: Callable[[Iterator[tuple[slice, Tensor]]], Tensor]) -> np.ndarray:
-        """The sum of what `stripe` makes of each part of the data, given its slices and χ there in double.
+        """The sum of what `stripe` makes of each part of the data, given its slices and the rows there in double.
 
-        χ `[components, some data]` is in memory that the next slice takes over.
+        They `[rows, some data]` are in memory that the next slice takes over.
         """
         edges = np.linspace(0, self.data, min(STRIPES, -(-self.chi.size // BLOCK)) + 1).astype(int)
 
         def parts(start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
             memory = torch.empty(0, dtype=torch.float64)
-            for where in blocks(self.components, start, stop):
-                part = self.chi[:, where]
-                memory = memory if len(memory) >= part.size else torch.empty(part.size, dtype=torch.float64)
-                block = memory[: part.size].view(part.shape)
-                np.copyto(block.numpy(), part)
+            for where in blocks(self.rows, start, stop):
+                size = self.rows * (where.stop - where.start)
+                memory = memory if len(memory) >= size else torch.empty(size, dtype=torch.float64)
+                block = memory[:size].view(self.rows, -1)
+                np.copyto(block[: len(self.chi)].numpy(), self.chi[:, where])
+                np.copyto(block[len(self.chi) :].numpy(), self.avoided[:, where])
                 yield where, block
 
         def work(ends: tuple[int, int]) -> Tensor:
@@ -136,11 +146,12 @@ class Response:
 
     def take(self, chosen: np.ndarray) -> Response:
         """The response to weights of some of the data, the others keeping theirs."""
-        return Response(self.chi[:, chosen], self.counts[chosen], self.mean, self.scale)
+        parts = {name: getattr(self, name)[..., chosen] for name in ("chi", "counts", "weight", "avoided")}
+        return replace(self, **parts)
 
 
 def response_of(chi: np.ndarray, counts: np.ndarray, n_beta: float) -> Response:
     """The response dμ = nβ·χ·change/n, whose rows have mean 0 over data."""
-    total = float(counts.sum())
-    uncentred = Response(chi, counts, np.zeros(len(chi)), 1.0 / total)
-    return Response(chi, counts, uncentred.of(np.ones(len(counts))), n_beta / total)
+    total, alike = float(counts.sum()), np.ones(len(counts))
+    uncentred = Response(chi, counts, np.zeros(len(chi)), 1.0 / total, alike, np.zeros((0, len(counts)), np.float32))
+    return replace(uncentred, mean=uncentred.of(alike), scale=n_beta / total)

@@ -101,26 +101,31 @@ class Spectrum:
         return Repeat(ratio(gram, np.outer(scale, scale)), ratio(self.truth + cross, scale))
 
     def floor(self) -> float:
-        """What the first singular value of noise alone stays below in all but `FALSE_POSITIVES` of runs.
-
-        From the first singular values of the draws of noise, log-normal: a prediction bound, for one more such value
-        when their mean and spread are only known from these. However many modes are signal, the first that is not stays
-        below the first of noise alone (Weyl's inequality). NaN for a single draw, 0 where there is no noise.
-        """
-        draws = len(self.products) - 1
-        if draws < 2:
-            return math.nan
-        first = np.array([self.leading(self.products[draw, :, draw], 1)[0][0] for draw in range(1, draws + 1)])
-        if not first.all():
-            return 0.0
-        logs = np.log(first)
-        quantile = student.ppf(1 - FALSE_POSITIVES, draws - 1) * math.sqrt(1 + 1 / draws)
-        return float(np.exp(logs.mean() + quantile * logs.std(ddof=1)))
+        """What the first singular value of noise alone stays below: see `noise_floor`."""
+        draws = range(1, len(self.products))
+        return noise_floor(np.array([self.leading(self.products[draw, :, draw], 1)[0][0] for draw in draws]))
 
     def marchenko_pastur(self) -> float:
         """Upper edge of the spectrum of noise, all of it as strong as the noisiest component's and independent."""
         components = len(self.centring)
         return math.sqrt(self.noise.diagonal().max()) * (1 + math.sqrt(components / self.data))
+
+
+def noise_floor(first: np.ndarray) -> float:
+    """What the first singular value of noise alone stays below in all but `FALSE_POSITIVES` of runs (Horn 1965).
+
+    From the first singular values of draws of noise `[draws]`, log-normal: a prediction bound, for one more such value
+    when their mean and spread are only known from these. However many modes are signal, the first that is not stays
+    below the first of noise alone (Weyl's inequality). NaN for a single draw, 0 where there is no noise.
+    """
+    draws = len(first)
+    if draws < 2:
+        return math.nan
+    if not first.all():
+        return 0.0
+    logs = np.log(first)
+    quantile = student.ppf(1 - FALSE_POSITIVES, draws - 1) * math.sqrt(1 + 1 / draws)
+    return float(np.exp(logs.mean() + quantile * logs.std(ddof=1)))
 
 
 def roots(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,8 +25,8 @@ Target = Annotated[
     Mend("pass {component: change}, a mode such as pf.modes(chi)[0], an array over the data, or a function of dmu"),
 ]
 
-SHARE_ABOVE_NOISE = 0.5
-"""A target must have this share of its (error-scaled) square in directions of χ that stand above the noise."""
+SHARE_MET = 0.5
+"""Share of a target's square that weights must be expected to meet."""
 
 NAMED = 6
 """Components that a message lists."""
@@ -50,15 +50,14 @@ class Aim:
     response: Response
     """What the rows are made of: χ, or a direction over data."""
     rows: np.ndarray
-    """Combinations of components whose response is a row `[components, rows]`."""
+    """Combinations of the response's rows `[rows of the response, rows]`."""
     amounts: np.ndarray
     """`[rows]`"""
     asked: np.ndarray | None
     """dμ of each component [nats], where the target says so."""
 
-    def of_strength(self, strength: float) -> Aim:
-        """The same direction with √mean(change²) = strength."""
-        factor = strength * math.sqrt(self.response.total) / float(np.linalg.norm(self.amounts))
+    def times(self, factor: float) -> Aim:
+        """The same direction, further."""
         asked = None if self.asked is None else factor * self.asked
         return Aim(self.response, self.rows, factor * self.amounts, asked)
 
@@ -76,14 +75,14 @@ def target_vector(target: Mapping[str, float], components: list[str]) -> np.ndar
 
 def towards_components(wanted: np.ndarray, response: Response, spectrum: Spectrum, components: list[str]) -> Aim:
     """The change of least norm for dμ wanted; raises InfeasibleTargetError where that lies in the noise of χ."""
-    met = spectrum.met(wanted)
-    share = float(np.sum((met / spectrum.noise) ** 2) / np.sum((wanted / spectrum.noise) ** 2))
-    if share < SHARE_ABOVE_NOISE:
-        above, nearest = int(spectrum.trusted.sum()), named(met, components) if share > 0 else {}
+    share = spectrum.share(wanted)
+    if share < SHARE_MET:
+        met, above = spectrum.met(wanted), int(spectrum.trusted.sum())
+        nearest = named(met, components) if met.any() and spectrum.share(met) >= SHARE_MET else {}
         instead = f", ask for the nearest that can be told from noise, {shortened(nearest)}," if nearest else ""
         raise InfeasibleTargetError(
-            f"only {share:.0%} of the target lies in directions of χ that stand above its noise "
-            f"({above} of {len(spectrum.singular)}): run more chains or draws{instead} or take one of the strongest "
+            f"only {share:.0%} of the target can be expected to be met: {above} of {len(spectrum.singular)} directions "
+            f"of χ stand above its noise: run more chains or draws{instead} or take one of the strongest "
             "modes of χ",
             nearest,
             None,
@@ -112,7 +111,7 @@ def towards_minimum(
     """
     kept = spectrum.trusted
     radius = strength * math.sqrt(response.total)
-    moves = spectrum.noise[:, None] * spectrum.left[:, kept] * (spectrum.signal * spectrum.singular)[kept]
+    moves = spectrum.root @ spectrum.left[:, kept] * (spectrum.signal * spectrum.singular)[kept]
 
     def value(amounts: np.ndarray) -> float:
         moved = xr.DataArray(radius * (moves @ amounts), {"component": components}, ("component",))
