@@ -79,7 +79,7 @@ class Waves:
     ) -> None:
         """Run the chains that are wanted, or, with a goal, waves until it is reached or its budget is spent."""
         if not self.wave.chains:
-            self.wave = Wave(list(range(len(self.names))), min(chains, max_chains))
+            self.wave = Wave(list(range(len(self.names))), chains if goal is None else min(chains, max_chains))
         while True:
             self.run_wave(pool)
             if goal is None:
