@@ -6,6 +6,7 @@ gradients: no kernel needs a second derivative. Source: Golub & Van Loan 2013, Â
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,9 @@ PLACES = 2
 SHARE = 0.05
 """Gradients of samples taken here over those of the chains' steps, but for what few of them take."""
 
+RESOLVED = 1e-4
+"""Half a central difference's length over |w*|, at least: float32 has 3 digits left of it."""
+
 LEAST = 16
 """Samples that curvature is taken on, at least, or those of a minibatch, or all there are."""
 
@@ -50,7 +54,7 @@ class Probing:
     noisy: Tensor
     """Those that noise is taken on."""
     length: float
-    """Half a central difference's length: twice the width of the steepest posterior that chains can sample."""
+    """Half a central difference's: twice the width of the steepest posterior that chains can sample, or `RESOLVED`."""
 
     def at_center(self, runners: Runners, component: int) -> AtCenter:
         """Of a component at w*."""
@@ -85,7 +89,7 @@ class Probing:
     def curvatures(self, runners: Runners, component: int, place: Tensor, start: Tensor) -> Ritz:
         """Of a component at a place, from a start vector."""
         gradient = self.moving.gradient(runners, component, self.samples)
-        product = hessian_product(gradient, place, self.length)
+        product = hessian_product(gradient, place, max(self.length, RESOLVED * float(place.norm())))
         return lanczos(product, start, min(PRODUCTS, place.numel()))
 
 
@@ -100,11 +104,10 @@ def probing(moving: Ensemble) -> Probing | None:
     settings, lanczos_gradients, count = plan.settings, 2 * PRODUCTS, sample_count(posterior.data)
     gradients = plan.chains * len(settings) * options.total_draws * options.steps_between_draws * options.batch_size
     affordable = int(SHARE * gradients / (lanczos_gradients + 1 + len(settings) * (lanczos_gradients + PLACES)))
-    everything = torch.arange(count, device=posterior.device)
 
     def some(least: int) -> Tensor:
         chosen = loss_indices(posterior, max(least, options.batch_size, affordable), options.seed)
-        return everything if chosen is None else chosen
+        return torch.arange(count, device=posterior.device) if chosen is None else chosen
 
     return Probing(
         moving, some(LEAST), some(LEAST_NOISY), max(2 / moving.sampler.steepest(each.lr) ** 0.5 for each in settings)
@@ -148,7 +151,7 @@ def hessian_product(gradient: Gradient, center: Tensor, length: float) -> Callab
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> Ritz:
     """Curvatures by so many products, and the start vector's share in each; all orthogonalised, as they are few.
 
-    A start of 0 has curvature 0.
+    A start of 0 has curvature 0, and one from which products are not finite has NaN.
     """
     size = float(start.norm())
     basis, diagonal, beside = list[Tensor](), list[float](), list[float]()
@@ -157,6 +160,8 @@ def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> R
         basis.append(along)
         image = product(along)
         scale = float(image.norm())
+        if not math.isfinite(scale):
+            return Ritz(np.full(1, np.nan), np.ones(1))
         diagonal.append(float(image @ along))
         for _ in range(2):  # once leaves what rounding has left of the first
             for each in basis:

@@ -120,7 +120,7 @@ def bias_of_component(
     """The fields of `Bias`."""
     n_beta, localization, lr = setting.n_beta, setting.localization, setting.lr
     found, last = center.found, draw or AtDraw(Ritz(np.zeros(1), np.ones(1)), center.noise)
-    stiffest = n_beta * max(found.curvature.max(), last.found.curvature.max(), 0.0) + localization
+    stiffest = n_beta * float(np.concatenate((found.curvature, last.found.curvature, [0.0])).max()) + localization
     excess = float(sampler.inflation([stiffest], lr)[0]) - 1
     at_center = float(center.noise.mean()) / batch_size if np.isnan(variance) else variance
     # The same samples at both places: what their choice does to both falls out.
@@ -154,7 +154,7 @@ def heat(sampler: Langevin, setting: Setting, batch_size: int, noise: Tensor, va
     """
     if isinstance(sampler, SGLD) and sampler.gradient_noise_correction:
         return float((noise_over_injected(setting, batch_size, noise) - 1).clamp(min=0).mean())
-    return float(sampler.heating(variance, setting.lr, setting.n_beta))
+    return sampler.heating(setting.lr, setting.n_beta) * variance
 
 
 def noise_over_injected(setting: Setting, batch_size: int, noise: Tensor) -> Tensor:

@@ -149,12 +149,12 @@ class Langevin:
         left = 1 - np.asarray(curvature, dtype=np.float64) / self.steepest(lr)
         return np.divide(1.0, left, out=np.full_like(left, np.inf), where=left > 0)
 
-    def heating(self, variance: NonNegative, lr: Positive, n_beta: NonNegative) -> float:
-        """Variance that minibatch gradients of a variance add to a step, over the variance injected.
+    def heating(self, lr: Positive, n_beta: NonNegative) -> float:
+        """Variance that minibatch gradients of variance 1 add to a step, over the variance injected.
 
         NaN where the sampler takes it out, as far as it can.
         """
-        return lr / 4 * n_beta**2 * variance
+        return lr / 4 * n_beta**2
 
 
 def init(bank: ChainBank, lr: Tensor, n_beta: Tensor, localization: Tensor, seed: int) -> LangevinState:

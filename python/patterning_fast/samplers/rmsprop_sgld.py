@@ -43,9 +43,9 @@ class RMSPropSGLD(Langevin):
         """The curvature of the potential from which on chains may run away: where the gradient is small."""
         return 4 * self.stability / lr
 
-    def heating(self, variance: NonNegative, lr: Positive, n_beta: NonNegative) -> float:
-        """Variance that minibatch gradients of a variance add to a step, over the variance injected; at most."""
-        return super().heating(variance, lr / self.stability, n_beta)
+    def heating(self, lr: Positive, n_beta: NonNegative) -> float:
+        """Variance that minibatch gradients of variance 1 add to a step, over the variance injected; at most."""
+        return lr / self.stability / 4 * n_beta**2
 
     def rule(self, state: LangevinState) -> ops.RMSProp:
         assert state.memory is not None

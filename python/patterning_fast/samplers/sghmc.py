@@ -35,9 +35,9 @@ class SGHMC(Langevin):
         """The curvature of the potential from which on chains run away."""
         return 2 * (2 - self.friction) / lr
 
-    def heating(self, variance: NonNegative, lr: Positive, n_beta: NonNegative) -> float:
-        """Variance that minibatch gradients of a variance add to a step, over the variance injected."""
-        return lr * n_beta**2 * variance / (2 * self.friction)
+    def heating(self, lr: Positive, n_beta: NonNegative) -> float:
+        """Variance that minibatch gradients of variance 1 add to a step, over the variance injected."""
+        return lr * n_beta**2 / (2 * self.friction)
 
     def rule(self, state: LangevinState) -> ops.SGHMC:
         assert state.memory is not None

@@ -60,7 +60,7 @@ class SGNHT(Langevin):
         thermostat = np.divide(self.diffusion, left, out=np.full_like(left, np.inf), where=left > 0)
         return np.where(left > 0, np.maximum(1 - thermostat * lr / 2, 0.0), np.inf)
 
-    def heating(self, variance: NonNegative, lr: Positive, n_beta: NonNegative) -> float:
+    def heating(self, lr: Positive, n_beta: NonNegative) -> float:
         """NaN: the thermostat takes out what is the same everywhere, and how much is left is not known."""
         return math.nan
 
