@@ -42,6 +42,11 @@ def test_verdicts() -> None:
     verdicts = grid["verdict"].sel(component="full").values[:, 0, 0].tolist()
     assert verdicts == ["on the way out", "healthy", "diverged"]
     assert grid["diverged"].values.ravel().tolist() == [0.0, 0.0, 1.0]
+    assert grid["settled"].values.ravel().tolist() == [False, True, False]
+    assert grid.attrs["proposed_lr"] == unstable * 0.2
+    # φ relaxes in 1/(lr·a) steps, a from the localization to the stiffest: 0.2 of 4.5 over the latter is the lr.
+    fastest, slowest = 1 / (0.2 * 4.5), 1 / (0.2 * unstable * problem.localization)
+    assert fastest / 2 < float(grid["relaxation_steps"].values.ravel()[1]) < 2 * slowest
     assert np.isnan(grid["llc"].values.ravel()[2])
     assert len(figures.png(figures.calibration(grid))) > 10_000
 

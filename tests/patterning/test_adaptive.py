@@ -162,6 +162,7 @@ def test_one_plan_at_the_start_is_invert_and_train() -> None:
     assert str(run.history) == str(rows)
     assert not same(model, network())
     assert run.decisions["outcome"].values.tolist() == ["planned", "end"]
+    assert run.decisions["unsettled"].values.tolist() == [True, False]
     np.testing.assert_array_equal(run.decisions["asked"][0], asked)
     np.testing.assert_array_equal(run.decisions["predicted"][0], plan.predicted["dmu"])
     np.testing.assert_array_equal(run.decisions["predicted_error"][0], plan.predicted["dmu_error"])

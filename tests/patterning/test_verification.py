@@ -91,6 +91,7 @@ def test_a_plan_must_fit_the_posterior(traced: tuple[pf.Plan, Path]) -> None:
     plan, _ = traced
     posterior = language_posterior()
     checked = pf.verify(plan, posterior, SGLD, fractions=[1.0, 0.5], **SAMPLING)
+    assert checked["settled"].values.tolist() == [False]  # after three steps
     np.testing.assert_allclose(checked["strength"], [0.5 * plan.attrs["strength"], plan.attrs["strength"]])
     assert plan.verified(checked.attrs["radius"]).within_verified is (checked["verdict"].values[-1] == "kept")
     with pytest.raises(ValueError, match=r"the plan was made at n_beta 10.0, the posterior has 20.0"):
