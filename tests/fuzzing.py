@@ -164,7 +164,7 @@ KNOWN: dict[Any, list[Any]] = {
     ],
     pf.Mode: [pf.modes(chi())[0], -pf.modes(chi())[0]],
     pf.Modes: [pf.modes(chi()), pf.modes(chi())[:1], pf.modes(chi())[:0]],
-    pf.Plan: [plan(), pf.invert(chi(), reachable(), negative_weights="allow")],
+    pf.Plan: [plan(), pf.invert(chi(), reachable(), negative_weights="allow", regularization="none")],
 }  # fmt: skip
 SAMPLERS = [
     pf.SGLD(1e-3), pf.SGLD(1e-3, gradient_noise_correction=True), pf.RMSPropSGLD(1e-3), pf.SGHMC(1e-5), pf.SGNHT(1e-2),

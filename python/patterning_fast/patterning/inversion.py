@@ -60,9 +60,9 @@ def invert(
             None takes dμ as it stands.
         negative_weights: "allow" them; "clip" at 0 and rescale to mean 1; or "project": the non-negative weights
             nearest to 1 that still meet the target.
-        regularization: what is done about the noise of χ. "wiener" shrinks each direction of χ to its signal and makes
-            the expected square of what is missed least; "truncated" inverts directions above the noise and drops the
-            others; "none" is the pseudo-inverse. See `Spectrum.inverted`.
+        regularization: what is done about the noise of χ. "wiener" changes least what noise moves, as groups of chains
+            tell it, and makes the expected square of what is missed least; "truncated" inverts directions above the
+            noise and drops the others; "none" is the pseudo-inverse. See `Spectrum.multiples`.
         constraints: what weights must keep to beside.
         unit: a coordinate over the data of χ ("sample", or "document" and "domain" where they have been assigned):
             weights are then the same for all data of a unit.
@@ -74,8 +74,8 @@ def invert(
     plan's `attrs` says which: whether the direction is a combination of χ's rows. An array is taken to be from
     elsewhere where rows span all the data, and a mode to be one of χ.
 
-    χ by group may be opened from disk: it is read twice, in blocks. What is held is χ, as it is stored, and little
-    else.
+    χ by group may be opened from disk: it is read up to four times, in blocks. What is held is χ, as it is stored,
+    and little else.
 
     Raises:
         InfeasibleTargetError: targets that lie in the noise of χ or that no weights within the bounds can meet, with

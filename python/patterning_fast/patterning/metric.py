@@ -24,8 +24,8 @@ DIRECTIONS = 64
 PRIOR = 4.0
 """Degrees of freedom that the mean variance of noise counts for beside a datum's own."""
 
-NEGLIGIBLE = 1 / 30
-"""Noise under this share of χ is not worth avoiding: weights are then of least norm."""
+NEGLIGIBLE = 1 / 3
+"""Noise under this share of χ is not avoided further: weights are then of least norm, and smaller."""
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ class Spectrum:
 
     @property
     def above(self) -> np.ndarray:
-        """Which directions stand above the noise `[directions]`; without a floor, those that are mostly signal."""
-        return self.signal > 0.5 if math.isnan(self.floor) else self.singular > self.floor
+        """Which directions stand above the noise `[directions]`: above its floor, or by what is realised of them."""
+        return (self.singular > self.floor) | (self.signal > 0.5)
 
     @property
     def kept(self) -> np.ndarray:
