@@ -320,7 +320,9 @@ class Statistics:
         rank-normalised R̂ and bulk effective sample size of φ (Vehtari et al. 2021), of healthy chains with at least
         4 draws; `diverged` says which chains were left out. `gradient_noise_scale` is the batch size at which the
         minibatch gradient's noise equals its mean at w* (McCandlish et al. 2018), `gradient_noise` the variance that
-        minibatches add to a step over the variance injected: the sampler's temperature is too high by that share.
+        minibatches add to a step over the variance injected: the sampler's temperature is too high by that share. Both
+        are of minibatches at w*, NaN where chains share them; with `control_variates` `gradient_noise` is what is left
+        where the chains are at the last draw.
         `rounding` is the error of l − l(w*) that `precision="bfloat16"` makes, over l − l(w*). `observables` are traces
         of the user's, with `observable_r_hat` and `observable_ess`.
         """
