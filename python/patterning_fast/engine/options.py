@@ -37,6 +37,7 @@ class Options:
     tile: int | None
     seed: int
     engine: Engine = "auto"
+    control_variates: bool = False
 
     def __post_init__(self) -> None:
         steps = self.total_draws * self.steps_between_draws
@@ -50,9 +51,10 @@ class Options:
         """Raise ValueError where chains, their traces or their minibatches would not fit into memory."""
         parameters = dict(posterior.model.named_parameters())
         coordinates = sum(each.size(parameters) for each in plan.components) * len(plan.settings)
+        at_center = 2 if self.control_variates else 0
         check_fits(
             {
-                "chains": 8 * self.chains * coordinates,
+                "chains": 8 * (self.chains + at_center) * coordinates,
                 "draws": 12 * plan.rows * self.total_draws,
                 "batch_size": self.chains * self.batch_size * (8 + bytes_each(posterior.data)),
             }

@@ -18,6 +18,7 @@ from patterning_fast.arguments import Bytes, Count, NonNegative, Positive, Seed,
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.blindness import twin
 from patterning_fast.engine.checkpoint import Checkpoint
+from patterning_fast.engine.controlled_ensemble import check_control_variates, controlled_ensemble
 from patterning_fast.engine.curvature import at_center, at_draws, probing
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
@@ -70,6 +71,7 @@ def sample(
     steps_between_draws: Count = 1,
     batch_size: Count = 16,
     shared_minibatches: bool = False,
+    control_variates: bool = False,
     antithetic: bool = False,
     groups: Count | None = None,
     loss_samples: Count | Tensor | None = None,
@@ -105,6 +107,9 @@ def sample(
         draws: draws per chain after `burn_in` draws are thrown away, `steps_between_draws` steps apart.
         batch_size: samples of a chain's gradient, drawn with replacement; chain i of every component sees the same.
         shared_minibatches: let all chains see the same ones. Standard errors then leave out the noise of minibatches.
+        control_variates: with shared minibatches, take g_B(w) − g_B(w*) + g(w*) for the gradient of minibatch B (Baker
+            et al. 2019), whose noise does not raise the temperature by what it is at w*. It costs one more gradient of
+            each component at every step, and one pass over the data at the start.
         antithetic: run chains in pairs that share minibatches and have opposite noise.
         groups: independent groups of chains per component for the standard errors; None for up to 16.
         loss_samples: evaluate L on that many of the posterior's samples, or on those of these indices, the same at
@@ -144,8 +149,9 @@ def sample(
     """
     options = Options(
         chains, draws, burn_in, steps_between_draws, batch_size, shared_minibatches, antithetic, groups, loss_kernel,
-        recording_bytes, precision, tile, seed, engine,
+        recording_bytes, precision, tile, seed, engine, control_variates,
     )  # fmt: skip
+    check_control_variates(posterior, sampler, options)
     setting = Setting(sampler.lr, posterior.n_beta, posterior.localization)
     keeping = Keeping(checkpoint, checkpoint_seconds, traces, allow_versions)
     names = list(components or [FULL])
@@ -281,6 +287,14 @@ def sample_settings(
             bar.total = moving.options.total_draws * steps
             bar.set_description(f"sampling {plan.rows} chains: {said}")
         drawn = at_draws(probe, moving, pool)
+        if options.control_variates:  # the noise that was seen is what is left at these draws
+            drawn = [
+                [
+                    None if not (draw and center) else replace(draw, noise=center.noise)
+                    for draw, center in zip(each, centers, strict=True)
+                ]
+                for each in drawn
+            ]
     biases = [
         bias_of(sampler, setting, options.batch_size, centers, of_setting, moving.gradient_variance(at))
         for at, (setting, of_setting) in enumerate(zip(settings, drawn, strict=True))
@@ -358,16 +372,19 @@ def chosen_ensemble(
 ) -> TorchEnsemble | NativeEnsemble:
     """The fastest that fits, of those that options allow; raises ValueError where "native" alone does, and does not."""
     arguments = posterior, sampler, plan, sets, options, pool
+    in_torch = controlled_ensemble if options.control_variates else torch_ensemble
     if options.engine == "torch":
-        return torch_ensemble(*arguments)
+        return in_torch(*arguments)
     try:
+        if options.control_variates:
+            raise NotDense("control variates take gradients at w*, which torch does")
         if observables:
             raise NotDense(f"observables ({', '.join(observables)}) are functions of the model, which torch calls")
         return native_ensemble(*arguments)
     except NotDense as why:
         if options.engine == "native":
             raise ValueError(f'engine="native" cannot run this: {why}; engine="auto" runs it in torch') from None
-        moving = torch_ensemble(*arguments)
+        moving = in_torch(*arguments)
         moving.engine = f"torch: {why}"
         return moving
 

@@ -420,10 +420,11 @@ class Statistics:
         4 draws; `diverged` says which chains were left out. `gradient_noise_scale` is the batch size at which the
         minibatch gradient's noise equals its mean at w* (McCandlish et al. 2018), `gradient_noise` the variance that
         minibatches add to a step over the variance injected: the sampler's temperature is too high by that share; with
-        `gradient_noise_correction` what it cannot take off, and NaN for SGNHT, which takes it out as far as it can.
-        `curvature` is the largest of the potential at w*, n_beta times that of the loss and localization, by Lanczos's
-        method on some of the data, and `step_size_bias` the share by which steps widen the posterior in that direction:
-        1/(1 − lr·curvature/4) − 1 for SGLD, infinite where chains cannot stay.
+        `gradient_noise_correction` what it cannot take off, with `control_variates` what is left at the last draw, and
+        NaN for SGNHT, which takes it out as far as it can. `curvature` is the largest of the potential at w*, n_beta
+        times that of the loss and localization, by Lanczos's method on some of the data, and `step_size_bias` the share
+        by which steps widen the posterior in that direction: 1/(1 − lr·curvature/4) − 1 for SGLD, infinite where chains
+        cannot stay.
         `rounding` is the error of l − l(w*) that `precision="bfloat16"` makes, over l − l(w*). `observables` are traces
         of the user's, with `observable_r_hat` and `observable_ess`.
         """
