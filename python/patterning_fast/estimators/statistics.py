@@ -278,7 +278,7 @@ class Statistics:
             "contribution to the local learning coefficient",
             "1",
         )
-        return self.said(found.merge(self.mean_and_llc()), "contribution")
+        return self.said(found.assign(self.mean_and_llc().data_vars), "contribution")
 
     def place(self, observable: str) -> int:
         """Where an observable is among all; raises ValueError for one that was not observed."""
