@@ -101,6 +101,8 @@ A = Workload("A", vocabulary=1000, context=64, width=128, batch_size=16, loss_ba
              component_heads=None, training_steps=600)  # fmt: skip
 B = Workload("B", vocabulary=5000, context=256, width=256, batch_size=8, loss_batches=3, probe_batches=2,
              component_heads=("l0h0", "l0h5", "l1h2", "l1h7"), training_steps=300)  # fmt: skip
+TOY = Workload("A", vocabulary=300, context=16, width=16, batch_size=4, loss_batches=2, probe_batches=1,
+               component_heads=None, training_steps=5, heads=2, samples=64)  # fmt: skip
 WORKLOADS = {each.name: each for each in (A, B)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -14,10 +14,10 @@ from patterning_fast.domains import Mend
 from patterning_fast.patterning.blindness import blind_components
 from patterning_fast.patterning.constraints import Constraints, constrained
 from patterning_fast.patterning.estimates import Estimates, by_datum, by_unit, check_chi
-from patterning_fast.patterning.metric import measured
+from patterning_fast.patterning.metric import Noise, measured
 from patterning_fast.patterning.modes import Mode
 from patterning_fast.patterning.plan import Plan, predictions, report
-from patterning_fast.patterning.regularization import Regularization, spans, spectrum
+from patterning_fast.patterning.regularization import Regularization, Spectrum, spans, spectrum
 from patterning_fast.patterning.response import response_of
 from patterning_fast.patterning.settled import unsettled_attrs
 from patterning_fast.patterning.targets import (
@@ -35,6 +35,17 @@ from patterning_fast.patterning.targets import (
 from patterning_fast.posterior.observables import PHI
 
 NegativeWeights = Literal["allow", "clip", "project"]
+
+
+class Solution(NamedTuple):
+    """Weights that do what a target asks, and what they were found by."""
+
+    noise: Noise
+    found: Spectrum
+    aim: Aim
+    change: np.ndarray
+    """Of weights without bounds `[data]`."""
+    weights: np.ndarray
 
 
 @checked
@@ -90,30 +101,41 @@ def invert(
     response = response_of(estimates.chi, estimates.counts, float(chi.attrs["n_beta"]))
     check_finite(chi, response.mean, estimates.error_norm)
     said = unsettled_attrs(chi, unsettled)
-    noise = measured(response, estimates, plain=regularization == "none" or not isinstance(target, Mapping))
-    found = spectrum(noise, regularization)
-    if isinstance(target, Mapping):
-        aim = towards_components(target_vector(target, names), noise.response, found, names)
-    elif isinstance(target, Mode | xr.DataArray):
-        data = target.data if isinstance(target, Mode) else target
-        if data.ndim != 1:
-            raise ValueError(f"the target must be one direction over the data, got dimensions {data.dims}; select one")
-        check_same_data(chi["chi"], data, "the target and χ")
-        aim = towards_direction(means(data.values.astype(np.float64), codes, estimates), estimates.counts)
-    else:
-        assert strength is not None
-        aim = towards_minimum(target, strength, noise.response, found, names)
-    change = aim.response.along(aim.rows @ aim.amounts)
-    if strength is not None and not callable(target):
-        factor = strength / root_mean_square(change, estimates.counts)
-        aim, change = aim.times(factor), factor * change
+    constraints = constraints or Constraints()
+
+    def solved(plain: bool) -> Solution:
+        noise = measured(response, estimates, plain)
+        found = spectrum(noise, regularization)
+        if isinstance(target, Mapping):
+            aim = towards_components(target_vector(target, names), noise.response, found, names)
+        elif isinstance(target, Mode | xr.DataArray):
+            data = target.data if isinstance(target, Mode) else target
+            if data.ndim != 1:
+                raise ValueError(
+                    f"the target must be one direction over the data, got dimensions {data.dims}; select one"
+                )
+            check_same_data(chi["chi"], data, "the target and χ")
+            aim = towards_direction(means(data.values.astype(np.float64), codes, estimates), estimates.counts)
+        else:
+            assert strength is not None
+            aim = towards_minimum(target, strength, noise.response, found, names)
+        change = aim.response.along(aim.rows @ aim.amounts)
+        if strength is not None and not callable(target):
+            factor = strength / root_mean_square(change, estimates.counts)
+            aim, change = aim.times(factor), factor * change
+        return Solution(noise, found, aim, change, bounded(aim, change, negative_weights, constraints, names))
+
+    try:
+        noise, found, aim, change, weights = solved(regularization == "none" or not isinstance(target, Mapping))
+    except InfeasibleTargetError:
+        if regularization == "none" or not isinstance(target, Mapping):
+            raise
+        noise, found, aim, change, weights = solved(True)  # weights of least norm, which bounds let go furthest
     made_from_chi = True
     if isinstance(target, Mode | xr.DataArray):  # rows that span all data tell nothing: modes are then taken for χ's
         spanned = isinstance(target, Mode) or int(found.exists.sum()) < response.data - 1
         made_from_chi = spanned and spans(response, change)
     negative = float(estimates.counts @ (change < -1)) / response.total
-    constraints = constraints or Constraints()
-    weights = bounded(aim, change, negative_weights, constraints, names)
     unseen = noise.unseen((aim.rows @ aim.amounts)[: len(names)]) if aim.response is noise.response else 1.0
     variables = predictions(noise, estimates, found, weights, aim.asked, made_from_chi, unseen)
     predicted = xr.Dataset(variables, coords={"component": chi["component"].values})

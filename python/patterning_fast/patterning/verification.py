@@ -82,7 +82,7 @@ def verify(
             verdicts[at] = None
     found = agreement(plan, names, fractions, by_group, verdicts, tolerance, before.attrs)
     settling = xr.Dataset(before.settling, coords={"component": before.component_names})
-    return found.merge(settling.sel(component=names))
+    return found.assign(settling.sel(component=names).data_vars)
 
 
 def mu_by_group(statistics: Statistics, names: Sequence[str], observable: int) -> np.ndarray:

@@ -374,7 +374,7 @@ def contributions(settings: Settings, parameters: Tensor) -> Part:
     """λ̂ of a solution, what each kind of string contributes to it, and their χ."""
     posterior = posterior_at(settings, parameters, settings.n_beta, settings.localization)
     statistics = pf.sample(posterior, pf.SGLD(settings.sampler_lr), **sampling(settings))
-    both = statistics.contributions().merge(statistics.susceptibilities()[["chi", "chi_error", "chi_group"]])
+    both = statistics.contributions().assign(statistics.susceptibilities()[["chi", "chi_error", "chi_group"]].data_vars)
     return by_kind(settings, both.assign_attrs(n_beta=settings.n_beta))
 
 
