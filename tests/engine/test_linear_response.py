@@ -141,11 +141,25 @@ def minibatch_loss(chains: Chains, chain: int, step: int, here: dict[str, Tensor
     return chains.losses(here, chains.batch(chain, step)).mean()
 
 
-def of_roughness(chains: Chains, chain: int, step: int, here: dict[str, Tensor]) -> Tensor | None:
-    """At one step of each draw, drawn as `linear_response` does."""
+CHOSEN = torch.tensor([0, 3, 5])
+
+
+def observed_steps(chains: Chains) -> set[int]:
+    """One of each draw, drawn as `linear_response` does."""
     draws = chains.options["draws"] + chains.options["burn_in"]
     within = torch.randint(chains.apart, (draws,), generator=torch.Generator().manual_seed(0)).tolist()
-    if step not in {draw * chains.apart + 1 + offset for draw, offset in enumerate(within)}:
+    return {draw * chains.apart + 1 + offset for draw, offset in enumerate(within)}
+
+
+def of_chosen(chains: Chains, chain: int, step: int, here: dict[str, Tensor]) -> Tensor | None:
+    """φ on some of the data, so few that all of them are taken."""
+    if step not in observed_steps(chains):
+        return None
+    return chains.losses(here, taken(chains.posterior.data, CHOSEN)).mean()
+
+
+def of_roughness(chains: Chains, chain: int, step: int, here: dict[str, Tensor]) -> Tensor | None:
+    if step not in observed_steps(chains):
         return None
     return sum((each.square().sum() for each in here.values()), torch.zeros(())).sqrt()
 
@@ -153,7 +167,7 @@ def of_roughness(chains: Chains, chain: int, step: int, here: dict[str, Tensor])
 @pytest.mark.parametrize(
     ("sampler", "case"),
     [(SAMPLERS[0], "language"), (SAMPLERS[2], "language, roughness")]
-    + [(sampler, case) for sampler in SAMPLERS for case in ("mlp", "mlp, roughness", "mlp, native")],
+    + [(sampler, case) for sampler in SAMPLERS for case in ("mlp", "mlp, roughness", "mlp, chosen", "mlp, native")],
     ids=lambda each: each if isinstance(each, str) else type(each).__name__,
 )
 def test_it_is_the_derivative_of_the_chains(sampler: Any, case: str) -> None:
@@ -172,12 +186,13 @@ def test_it_is_the_derivative_of_the_chains(sampler: Any, case: str) -> None:
         data = mlp_data(2, 1)
     wanted = {"roughness": roughness} if "roughness" in case else None
     engine: Literal["native", "torch"] = "native" if "native" in case else "torch"
-    found = pf.linear_response(posterior, sampler, probes={"data": data}, observable=wanted, engine=engine,
-                               steps_between_draws=apart, **options)  # fmt: skip
+    chosen = CHOSEN if "chosen" in case else None
+    found = pf.linear_response(posterior, sampler, probes={"data": data}, observable=wanted, loss_samples=chosen,
+                               engine=engine, steps_between_draws=apart, **options)  # fmt: skip
     assert found.attrs["engine"] == engine
     assert found.attrs["observable"] == ("roughness" if wanted else "phi")
     chains = Chains(posterior, sampler, options, apart)
-    observable = of_roughness if wanted else minibatch_loss
+    observable = of_roughness if wanted else minibatch_loss if chosen is None else of_chosen
     if isinstance(sampler, pf.RMSPropSGLD):
         chains.mean(chain, observable, 0.0, data)
     moved = (chains.mean(chain, observable, up, data) - chains.mean(chain, observable, -up, data)) / (2 * up)

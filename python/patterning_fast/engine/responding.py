@@ -133,16 +133,17 @@ class Responding:
         elif self.posterior.weights is not None or self.loss_indices is not None:
             assert isinstance(moving, TorchEnsemble)
             gradient = LossGradient(moving, self.loss_indices)
-        loss_gradient = None
+        loss_gradient: Gradients | None = None
         if columns is None:
             assert isinstance(moving, TorchEnsemble)
-            loss_gradient = LossGradient(moving, self.loss_indices)
+            same = isinstance(gradient, LossGradient)
+            loss_gradient = gradient if same else LossGradient(moving, self.loss_indices)
         return Wanted(gradient=gradient, loss_gradient=loss_gradient, loss_columns=columns)
 
 
 @dataclass
 class LossGradient:
-    """Of L, unweighted, on a minibatch that no other number has."""
+    """Of L, unweighted, on a minibatch of twice the samples of a step's, or on all where these are no more."""
 
     moving: TorchEnsemble
     indices: Tensor | None
@@ -152,8 +153,11 @@ class LossGradient:
         moving, posterior = self.moving, self.moving.posterior
         count = sample_count(posterior.data) if self.indices is None else len(self.indices)
         replicas = moving.plan.replica_units().to(moving.reference.device)
-        at = torch.tensor(number, dtype=torch.int64, device=replicas.device)
-        samples = minibatch(moving.state.seed, replicas, at, moving.options.batch_size, count, Stream.observable)
+        at, most = torch.tensor(number, dtype=torch.int64, device=replicas.device), 2 * moving.options.batch_size
+        if count <= most:
+            samples = torch.arange(count, device=replicas.device).expand(len(replicas), count)
+        else:
+            samples = minibatch(moving.state.seed, replicas, at, most, count, Stream.observable)
         if self.indices is not None:
             samples = self.indices[samples]
 

@@ -95,7 +95,7 @@ class Sweep:
         apart, steps = options.steps_between_draws, options.total_draws * options.steps_between_draws
         within = torch.randint(apart, (options.total_draws,), generator=generator)
         self.observed = {draw * apart + 1 + int(offset): draw for draw, offset in enumerate(within)}
-        """The step, by draw, at which an observable of its own is differentiated."""
+        """The step of each draw at which L, or an observable of its own, is differentiated."""
         self.sides = 2.0 * torch.randint(2, (steps,), generator=generator) - 1.0
         last = self.trajectory.stretch[steps]
         moving.bank.params.copy_(last.params)
@@ -118,19 +118,25 @@ class Sweep:
         """From the adjoint after the next step to that before it, adding what the next step responds to."""
         options, place = self.moving.options, self.trajectory.at(pool, step)
         apart, begun = options.steps_between_draws, options.burn_in * options.steps_between_draws
+        draw, wanted, of_loss = self.observed.get(step), self.wanted, None
+        if draw is not None and wanted.loss_gradient is not None:
+            of_loss = wanted.loss_gradient(pool, place.params, draw)
         if bool(self.adjoint.position.any()):  # else nothing that comes later is observed
-            self.respond(pool, step, place)
-        if self.wanted.gradient is None:
+            self.respond(pool, step, place, of_loss)
+        if wanted.gradient is None:
             if step > begun:
                 self.adjoint.position += place.grads / (options.draws * apart)
-        elif (draw := self.observed.get(step, -1)) >= options.burn_in:
-            self.adjoint.position += self.wanted.gradient(pool, place.params, 2 * draw) / options.draws
+        elif draw is not None and draw >= options.burn_in:
+            if wanted.gradient is wanted.loss_gradient and of_loss is not None:
+                self.adjoint.position += of_loss / options.draws
+            else:
+                self.adjoint.position += wanted.gradient(pool, place.params, draw) / options.draws
         for at, reached in enumerate((begun, 0)):
             if step == reached:
                 self.sizes[:, at] = self.moving.bank.by_row(self.adjoint.position.square()).cpu()
 
-    def respond(self, pool: Workers[Runners], step: int, place: Place) -> None:
-        """Add the response by the next step, and take the adjoint back over it."""
+    def respond(self, pool: Workers[Runners], step: int, place: Place, of_loss: Tensor | None) -> None:
+        """Add the response by the next step, and take the adjoint back over it; `of_loss` is L's gradient, if wanted."""
         moving, apart = self.moving, self.moving.options.steps_between_draws
         bank, state, sampler = moving.bank, moving.state, moving.sampler
         assert isinstance(sampler, SGLD | SGHMC | RMSPropSGLD)
@@ -146,11 +152,10 @@ class Sweep:
             if draw == self.examined:
                 self.examine_losses(pool, place, shift, change * reach[:, None])
             self.add_response(-apart * change, draw)
-            if self.wanted.loss_gradient is not None:
-                gradient = self.wanted.loss_gradient(pool, place.params, 2 * draw + 1)
-                self.loss_response -= apart * bank.by_row(force * gradient)
-            elif self.wanted.loss_columns is not None:
+            if self.wanted.loss_columns is not None:
                 self.loss_response -= apart * change[:, self.wanted.loss_columns].double().mean(1).float()
+        if of_loss is not None:  # at another step of the draw than the probes' losses, which no lag tells apart
+            self.loss_response -= apart * bank.by_row(force * of_loss)
         side = float(self.sides[step]) * ONE_SIDED / DIFFERENCE
         change = self.change_of_gradients(pool, place, side * shift, step)
         if step == self.examined * apart:

@@ -140,7 +140,7 @@ class Waves:
             self.bar.update(rows)
             if self.saved and self.saved.due() and swept < self.sweep_steps:
                 self.saved.save(first + swept, self.tensors(sweep))
-        self.pieces.append(piece_of(components, sweep))
+        self.pieces.append(piece_of(components, sweep, self.seconds))
         if self.saved:
             self.saved.save(first + swept, self.tensors(None))
 
@@ -174,8 +174,8 @@ class Waves:
         return Known(self.ran(component), reliability(found), root_mean_square(error))
 
 
-def piece_of(components: list[int], sweep: Sweep) -> dict[str, Tensor]:
-    """What a sweep has found, by component and unit; on the CPU."""
+def piece_of(components: list[int], sweep: Sweep, seconds: float) -> dict[str, Tensor]:
+    """What a sweep has found after that many seconds, by component and unit; on the CPU."""
     plan = sweep.moving.plan
     found = {
         "response": sweep.by_unit(sweep.response),
@@ -186,6 +186,7 @@ def piece_of(components: list[int], sweep: Sweep) -> dict[str, Tensor]:
         "sizes": sweep.sizes.view(plan.cells, plan.chains, 2),
         "errors": sweep.errors,
         "diverged": sweep.moving.traces.diverged.view(plan.cells, plan.chains),
+        "seconds": torch.full((plan.cells,), seconds, dtype=torch.float64),
         "components": torch.tensor(components, dtype=torch.int64),
     }
     return {name: each.detach().cpu().clone() for name, each in found.items()}

@@ -51,18 +51,18 @@ class Found:
     """`[4]`"""
     diverged: Tensor
     """bool `[chains]`"""
+    seconds: Tensor
+    """0-d: from the start of the run until its last chain was done."""
 
     @classmethod
     def joined(cls, parts: Sequence[Mapping[str, Tensor]]) -> Self:
         """Of chains that ran one after the other."""
         if not parts:
             raise ValueError("no chains have run")
-        summed = {"shares", "errors"}
-        return cls(**{
-            each.name: torch.stack([part[each.name] for part in parts]).sum(0) if each.name in summed
-            else torch.cat([part[each.name] for part in parts])
-            for each in fields(cls)
-        })  # fmt: skip
+        stacked = {each.name: [part[each.name] for part in parts] for each in fields(cls)}
+        summed = {name: torch.stack(stacked.pop(name)).sum(0) for name in ("shares", "errors")}
+        seconds = torch.stack(stacked.pop("seconds")).max()
+        return cls(**{name: torch.cat(each) for name, each in stacked.items()}, **summed, seconds=seconds)
 
     @property
     def alive(self) -> Tensor:
@@ -173,6 +173,7 @@ def health(
         "growth": by_component([each.growth for each in found], "log of the adjoint's growth over burn-in", "1"),
         "difference_error": by_component(list(relative), "error of differences over that of chains", "1"),
         "chains_run": by_component([len(each.diverged) for each in found], "chains that ran", "chains"),
+        "seconds_run": by_component([float(each.seconds) for each in found], "until its last chain was done", "s"),
         "diverged": (("component", "chain"), diverged, {"long_name": "frozen and left out", "units": "1"}),
     }
 
