@@ -116,7 +116,7 @@ def known(size: Size) -> list[Row]:
     ]  # fmt: skip
 
 
-KNOWN: dict[str, Any] = {"chains": 4, "draws": 12, "burn_in": 3, "steps_between_draws": 4}
+KNOWN: dict[str, Any] = {"chains": 4, "draws": 10, "burn_in": 3, "steps_between_draws": 4}
 
 
 def demo(size: Size) -> list[Row]:

@@ -120,8 +120,8 @@ def linear_response(
     `Statistics.susceptibilities()` does; for φ without weights, `contribution` to λ̂ with error and groups, as
     `Statistics.contributions()`. By component: `settled`, whether burn-in was long enough that less than a tenth of the
     response is missing, `relaxation_steps`, and `burn_in_steps` that would be enough; `difference_error`, the error of
-    finite differences over that of chains; `chains_run`, `seconds_run`, and `diverged` by chain. Where the probes are the posterior's
-    data: `mu`, `llc`, `r_hat` and `ess` of φ; and `blind`, as of `Statistics`.
+    finite differences over that of chains; `chains_run`, `seconds_run`, and `diverged` by chain. Where the probes are
+    the posterior's data: `mu`, `llc`, `r_hat` and `ess` of φ; and `blind`, as of `Statistics`.
 
     Raises:
         TypeError, ValueError: input that cannot work, before any sampling; an observable without a gradient;

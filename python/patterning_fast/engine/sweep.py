@@ -136,7 +136,7 @@ class Sweep:
                 self.sizes[:, at] = self.moving.bank.by_row(self.adjoint.position.square()).cpu()
 
     def respond(self, pool: Workers[Runners], step: int, place: Place, of_loss: Tensor | None) -> None:
-        """Add the response by the next step, and take the adjoint back over it; `of_loss` is L's gradient, if wanted."""
+        """Add the response by the next step, and take the adjoint back over it; `of_loss` is the gradient of L."""
         moving, apart = self.moving, self.moving.options.steps_between_draws
         bank, state, sampler = moving.bank, moving.state, moving.sampler
         assert isinstance(sampler, SGLD | SGHMC | RMSPropSGLD)
