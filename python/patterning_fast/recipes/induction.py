@@ -24,7 +24,11 @@ from patterning_fast.recipes.findings import Findings
 from patterning_fast.recipes.induction_findings import findings
 from patterning_fast.recipes.induction_text import MIXTURE, Text, text_of
 from patterning_fast.recipes.pieces import Pieces, shows_progress
+from patterning_fast.recipes.responses import comparison, with_comparison
 from patterning_fast.tasks.induction import RepeatedStrings, predictable_by_induction
+
+COMPARED = 64
+"""Contexts on which covariances are held against responses."""
 
 STEP = 1e-3
 """Relative length of the step of a directional derivative of the losses."""
@@ -125,7 +129,11 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         seed = settings.seeds[0]
         parameters = base[f"base, seed {seed}"]["parameters"]
         verified = pieces.of("verification", partial(verification, settings, seed, parameters, found[seed]))
-    return findings(settings, runs, found, verified)
+    first = settings.seeds[0]
+    compared = pieces.of(
+        "covariances against responses", partial(responses, settings, first, base[f"base, seed {first}"]["parameters"])
+    )
+    return with_comparison(findings(settings, runs, found, verified), compared["rows"], "of the base run's heads")
 
 
 WAYS = ("amplified", "suppressed")
@@ -402,6 +410,19 @@ def non_negative(direction: Tensor, strength: float) -> Tensor:
         middle = (low + high) / 2
         low, high = (middle, high) if float((weights(middle) - 1).square().mean().sqrt()) < strength else (low, middle)
     return weights(high)
+
+
+def responses(settings: Settings, seed: int, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """χ of some contexts by covariances against that by responses."""
+    text = text_of(settings, seed)
+    tokens, model = text.training.tokens, at(settings, text.vocabulary, parameters)
+    posterior = pf.LocalPosterior(
+        model, pf.losses.next_token, tokens, n_beta=settings.n_beta, localization=settings.localization
+    )
+    return comparison(
+        posterior, pf.SGLD(settings.lr), pf.attention_heads(model), probes={"some": tokens[:COMPARED]},
+        loss_samples=min(256, len(tokens)), **sampling(settings, seed),
+    )  # fmt: skip
 
 
 def verification(

@@ -43,8 +43,12 @@ from patterning_fast.recipes.parentheses_findings import (
     named,
 )  # fmt: skip
 from patterning_fast.recipes.pieces import Pieces
+from patterning_fast.recipes.responses import comparison, with_comparison
 from patterning_fast.tasks.parentheses import VOCABULARY, Parentheses, elevations, parentheses, steps_of
 from patterning_fast.training.side_by_side import train_side_by_side
+
+COMPARED = 64
+"""Strings on which covariances are held against responses."""
 
 FARTHEST = 4
 """Final elevations from here on are one kind of string."""
@@ -165,7 +169,12 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         if LLC not in refused
     }
     by_name = dict(zip(wanted, runs.values(), strict=True))
-    return findings(settings, kinds, chosen, sources, estimates, answers, response, weights, refused, by_name, verified)
+    found = findings(
+        settings, kinds, chosen, sources, estimates, answers, response, weights, refused, by_name, verified
+    )
+    (solution, *_), *_ = chosen.values()
+    held = pieces.of("covariances against responses", partial(responses, settings, sources["parameters"][solution]))
+    return with_comparison(found, held["rows"], "at the first solution")
 
 
 def all_weights(
@@ -357,6 +366,16 @@ def posterior_at(settings: Settings, parameters: Tensor, n_beta: float, localiza
     return pf.LocalPosterior(
         model, pf.losses.cross_entropy, task_of(settings).training, n_beta=n_beta, localization=localization
     )
+
+
+def responses(settings: Settings, parameters: Tensor) -> dict[str, Any]:
+    """χ of some strings by covariances against that by responses."""
+    posterior = posterior_at(settings, parameters, settings.n_beta, settings.localization)
+    inputs, labels = task_of(settings).training
+    return comparison(
+        posterior, pf.SGLD(settings.sampler_lr), None, probes={"some": (inputs[:COMPARED], labels[:COMPARED])},
+        loss_samples=min(256, len(inputs)), **sampling(settings),
+    )  # fmt: skip
 
 
 def sampling(settings: Settings) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from patterning_fast.models.superposition import TiedAutoencoder
 from patterning_fast.progress import progress_bar
 from patterning_fast.recipes.findings import Findings, Picture, Rows
 from patterning_fast.recipes.pieces import Pieces
+from patterning_fast.recipes.responses import comparison, with_comparison
 from patterning_fast.report import figures
 from patterning_fast.report import polygons as drawn
 from patterning_fast.tasks.polygons import Polygons, one_active, polygons, regular_polygon
@@ -140,7 +141,8 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
     made = Outcome(
         settings, base["step"].numpy(), paths, traced, coefficients, planned, tried, best, controls, checked, courses
     )
-    return findings(made)
+    compared = pieces.of("covariances against responses", partial(responses, settings, paths[-1][0]))
+    return with_comparison(findings(made), compared["rows"], "around what the first replica came to")
 
 
 def parts(
@@ -282,6 +284,12 @@ def sampling(settings: Settings) -> dict[str, Any]:
 def sampled(settings: Settings, parameters: Tensor) -> pf.Statistics:
     """Chains around a model."""
     return pf.sample(posterior_at(settings, parameters), pf.SGLD(settings.sampling_lr), **sampling(settings))
+
+
+def responses(settings: Settings, parameters: Tensor) -> dict[str, Any]:
+    """χ of the data by covariances against that by responses."""
+    keywords = sampling(settings)
+    return comparison(posterior_at(settings, parameters), pf.SGLD(settings.sampling_lr), None, **keywords)
 
 
 def coefficient(settings: Settings, parameters: Tensor) -> dict[str, Any]:
