@@ -105,7 +105,8 @@ def test_noisy_data_weigh_less_and_directions_of_noise_are_avoided() -> None:
     met = noise_of(few).response
     change = pf.invert(few, {"c3": 1.0}, negative_weights="allow").weights.values - 1
     bare = pf.invert(few, {"c3": 1.0}, negative_weights="allow", regularization="none").weights.values - 1
-    assert np.linalg.norm(spread.mean(1) @ change) < 0.02 * np.linalg.norm(spread.mean(1) @ bare)
+    # Noise is avoided down to a third of χ.
+    assert np.linalg.norm(spread.mean(1) @ change) < 0.33 * np.linalg.norm(spread.mean(1) @ bare)
     assert met.rows == COMPONENTS + 4
 
 
