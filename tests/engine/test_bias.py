@@ -168,7 +168,7 @@ def test_steps_too_long_are_told_where_chains_agree() -> None:
     grid = pf.calibrate(
         posterior, pf.SGLD(1.0), lr=[3e-4, 3.7e-3], chains=8, draws=20, burn_in=20, batch_size=400, progress=False,
     )  # fmt: skip
-    assert grid["verdict"].values[:, 0, 0, 0].tolist() == ["not mixed", "steps too long"]
+    assert grid["verdict"].values[:, 0, 0, 0].tolist() == ["on the way out", "steps too long"]
 
 
 def test_minibatches_that_heat_are_told_by_calibrate() -> None:

@@ -57,7 +57,10 @@ def posterior(model: nn.Module, classes: bool = False, **changes: Any) -> pf.Loc
 
 
 def hold_alike(one: pf.LocalPosterior, sampler: Sampler, **sampling: Any) -> None:
-    """To 1e-4 of the largest of each estimate: fifteen steps and their losses, rounded otherwise."""
+    """To 1e-4 of the largest of each estimate: fifteen steps and their losses, rounded otherwise.
+
+    Biases come from second differences of losses, which keep two digits of that.
+    """
     native, in_torch = (pf.sample(one, sampler, engine=engine, **SAMPLING | sampling) for engine in ("native", "torch"))
     assert native.attrs["engine"] == "native"
     assert in_torch.attrs["engine"] == "torch"
@@ -65,8 +68,8 @@ def hold_alike(one: pf.LocalPosterior, sampler: Sampler, **sampling: Any) -> Non
         found, expected = getattr(native, name)(), getattr(in_torch, name)()
         for variable in expected:
             if not variable.endswith(("reliability", "0.9")):
-                scale = float(np.abs(expected[variable]).max())
-                np.testing.assert_allclose(found[variable], expected[variable], rtol=1e-4, atol=1e-4 * scale + ZERO)
+                scale, rtol = float(np.abs(expected[variable]).max()), 2e-2 if variable.endswith("bias_error") else 1e-4
+                np.testing.assert_allclose(found[variable], expected[variable], rtol=rtol, atol=1e-4 * scale + ZERO)
     for variable in ("phi", "distance", "gradient_noise"):
         found, expected = native.diagnostics()[variable], in_torch.diagnostics()[variable]
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * float(np.abs(expected).max()))

@@ -76,7 +76,7 @@ class ControlledEnsemble(TorchEnsemble):
             change = self.gradient_at_center(pool, one[chain, None]).clone()
             change -= self.gradient_at_center(pool, other[chain, None])
             self.add_to_chains(slice(chain, chain + 1), change)
-        variance = bank.by_row(bank.grads.square()).cpu() / torch.tensor(bank.starts).diff() / 2
+        variance = bank.by_row(bank.grads.square()).cpu() / torch.tensor(bank.starts, dtype=torch.int64).diff() / 2
         bank.grads.zero_()
         healthy = variance.masked_fill(self.traces.diverged, torch.nan).view(plan.cells, plan.chains).nanmean(1)
         return torch.stack((torch.full_like(healthy, torch.nan), healthy), 1).double()

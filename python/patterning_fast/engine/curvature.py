@@ -61,7 +61,7 @@ class Probing:
         center = self.moving.bank.center(component)
         _, noise = self.gradient_noise(runners, component, center)
         generator = torch.Generator().manual_seed(self.moving.options.seed)
-        random = torch.randn(center.numel(), generator=generator).to(center)
+        random = torch.randn(center.numel(), generator=generator, dtype=torch.float32).to(center)
         return AtCenter(self.curvatures(runners, component, center, random), noise)
 
     def at_draw(self, runners: Runners, component: int, rows: list[int]) -> AtDraw:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,10 +25,8 @@ from patterning_fast.engine.ensemble import Ensemble
 from patterning_fast.engine.recording import Runners
 from patterning_fast.engine.trajectory import Place, Trajectory
 from patterning_fast.engine.workers import Workers
-from patterning_fast.samplers.langevin import Adjoint
-from patterning_fast.samplers.rmsprop_sgld import RMSPropSGLD
+from patterning_fast.samplers.langevin import Adjoint, Reversible
 from patterning_fast.samplers.sghmc import SGHMC
-from patterning_fast.samplers.sgld import SGLD
 
 DIFFERENCE = 0.01
 """Half the length of a central difference of losses, over |w − w*| of the chain at its end: float32 keeps 4 digits."""
@@ -90,13 +89,13 @@ class Sweep:
         self.response, self.means, self.loss_response = new(rows, losses), new(rows, losses), new(rows)
         self.phi = torch.full((rows, options.total_draws), torch.nan, dtype=torch.float64)
         self.shares = torch.zeros(moving.plan.cells, options.burn_in, 2, dtype=torch.float64)
-        self.sizes, self.errors = torch.zeros(rows, 2), torch.zeros(moving.plan.cells, 4, dtype=torch.float64)
+        self.sizes, self.errors = new(rows, 2).cpu(), torch.zeros(moving.plan.cells, 4, dtype=torch.float64)
         generator = torch.Generator().manual_seed(options.seed)
         apart, steps = options.steps_between_draws, options.total_draws * options.steps_between_draws
         within = torch.randint(apart, (options.total_draws,), generator=generator)
         self.observed = {draw * apart + 1 + int(offset): draw for draw, offset in enumerate(within)}
         """The step of each draw at which L, or an observable of its own, is differentiated."""
-        self.sides = 2.0 * torch.randint(2, (steps,), generator=generator) - 1.0
+        self.sides = 2 * torch.randint(2, (steps,), generator=generator) - 1
         last = self.trajectory.stretch[steps]
         moving.bank.params.copy_(last.params)
         self.length = DIFFERENCE * moving.bank.distances()
@@ -138,8 +137,7 @@ class Sweep:
     def respond(self, pool: Workers[Runners], step: int, place: Place, of_loss: Tensor | None) -> None:
         """Add the response by the next step, and take the adjoint back over it; `of_loss` is the gradient of L."""
         moving, apart = self.moving, self.moving.options.steps_between_draws
-        bank, state, sampler = moving.bank, moving.state, moving.sampler
-        assert isinstance(sampler, SGLD | SGHMC | RMSPropSGLD)
+        bank, state, sampler = moving.bank, moving.state, cast(Reversible, moving.sampler)
         state.step.fill_(step)
         if state.memory is not None and place.memory is not None:
             state.memory.copy_(place.memory)

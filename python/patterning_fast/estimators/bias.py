@@ -133,7 +133,7 @@ def bias_of_component(
         return stiffest, excess, warmth, np.nan, np.nan
     bends = weight > 0
     llc, chi = (
-        float((weight * felt**power * wide ** (1 + power))[bends].sum() / (weight * felt**power).sum())
+        float((weight * felt**power)[bends] @ wide[bends] ** (1 + power) / (weight * felt**power).sum())
         for power in (0, 1)
     )
     felt_noise = last.found.mean(share_of_loss(last.found, setting)) * center.noise.numel() / weight.sum()

@@ -124,6 +124,13 @@ class Adjoint:
     """Where the sampler has one."""
 
 
+class Reversible(Protocol):
+    """A sampler whose steps can be gone back over."""
+
+    def force(self, bank: ChainBank, state: LangevinState, adjoint: Adjoint, grads: Tensor) -> Tensor:
+        """What a step does with ∇U, turned round, in the places of `bank.params`; moves a momentum's adjoint back."""
+
+
 @checked
 class Langevin:
     """What the samplers of this library share: a step is `ops.langevin_step` by the sampler's own rule."""
