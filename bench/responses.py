@@ -105,7 +105,7 @@ def known(size: Size) -> list[Row]:
         posterior, pf.SGLD(1e-3), components=heads, probes={"probe": probe}, loss_samples=torch.arange(loss_samples),
         reliability=size.reliability, **KNOWN,
     )  # fmt: skip
-    seconds = float(np.quantile(chi["seconds_run"], 0.5, method="higher"))
+    seconds = float(np.quantile(chi.attrs["seconds_run"], 0.5, method="higher"))
     reliable = chi["chi_reliability"].values
     return [
         row("seconds of devinterp over those of the stopping rule, until r ≥ 0.9 for the median head, workload A",

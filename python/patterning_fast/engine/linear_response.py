@@ -120,7 +120,8 @@ def linear_response(
     `Statistics.susceptibilities()` does; for φ without weights, `contribution` to λ̂ with error and groups, as
     `Statistics.contributions()`. By component: `settled`, whether burn-in was long enough that less than a tenth of the
     response is missing, `relaxation_steps`, and `burn_in_steps` that would be enough; `difference_error`, the error of
-    finite differences over that of chains; `chains_run`, `seconds_run`, and `diverged` by chain. Where the probes are
+    finite differences over that of chains; `chains_run`, and `diverged` by chain; `attrs` have
+    `seconds_run`, after which the last chain of each was done. Where the probes are
     the posterior's data: `mu`, `llc`, `r_hat` and `ess` of φ; and `blind`, as of `Statistics`.
 
     Raises:
@@ -180,6 +181,7 @@ def linear_response(
         | {"groups": result.sizes["group"], "observable": PHI if observable is None else next(iter(observable))}
         | {"items": posterior.item_count, "weighted": int(posterior.weights is not None), "device": str(device)}
         | {"torch": torch.__version__, "patterning_fast": version("patterning_fast"), "seconds": run.seconds}
+        | {"seconds_run": [float(each.seconds) for each in found]}
         | ({} if goal is None else {"stopped": run.stopped})
         | (saved.attrs if saved else {})
     )

@@ -173,7 +173,6 @@ def health(
         "growth": by_component([each.growth for each in found], "log of the adjoint's growth over burn-in", "1"),
         "difference_error": by_component(list(relative), "error of differences over that of chains", "1"),
         "chains_run": by_component([len(each.diverged) for each in found], "chains that ran", "chains"),
-        "seconds_run": by_component([float(each.seconds) for each in found], "until its last chain was done", "s"),
         "diverged": (("component", "chain"), diverged, {"long_name": "frozen and left out", "units": "1"}),
     }
 

@@ -123,14 +123,15 @@ def invert(
         if strength is not None and not callable(target):
             factor = strength / root_mean_square(change, estimates.counts)
             aim, change = aim.times(factor), factor * change
-        return Solution(noise, found, aim, change, bounded(aim, change, negative_weights, constraints, names))
+        try:
+            weights = bounded(aim, change, negative_weights, constraints, names)
+        except InfeasibleTargetError:
+            if plain:
+                raise
+            return solved(True)  # weights of least norm, which bounds let go furthest
+        return Solution(noise, found, aim, change, weights)
 
-    try:
-        noise, found, aim, change, weights = solved(regularization == "none" or not isinstance(target, Mapping))
-    except InfeasibleTargetError:
-        if regularization == "none" or not isinstance(target, Mapping):
-            raise
-        noise, found, aim, change, weights = solved(True)  # weights of least norm, which bounds let go furthest
+    noise, found, aim, change, weights = solved(regularization == "none" or not isinstance(target, Mapping))
     made_from_chi = True
     if isinstance(target, Mode | xr.DataArray):  # rows that span all data tell nothing: modes are then taken for χ's
         spanned = isinstance(target, Mode) or int(found.exists.sum()) < response.data - 1
