@@ -33,6 +33,8 @@ from patterning_fast.recipes.induction_text import text_of
 from patterning_fast.recipes.recipe import read_recipe, run
 from patterning_fast.tasks.induction import repeated_strings
 
+pytestmark = pytest.mark.filterwarnings("ignore:χ of .* is geometry of a Gaussian ball")  # as of a toy run
+
 COMMAND = [sys.executable, "-m", "patterning_fast.cli", "demo", "--quick", "--out"]
 RECIPES = Path(__file__).parents[2] / "recipes"
 FILES = {"results.json", "weights.parquet", "curves.parquet", "curves.png", "chi.png", "mode.png", "report.html"}
