@@ -118,11 +118,17 @@ def linear_response(
 
     Returns `chi`, `chi_error`, `chi_group` (by chain, or pair), `chi_reliability` and `chains_for_r_0.9`, as
     `Statistics.susceptibilities()` does; for φ without weights, `contribution` to λ̂ with error and groups, as
-    `Statistics.contributions()`. By component: `settled`, whether burn-in was long enough that less than a tenth of the
-    response is missing, `relaxation_steps`, and `burn_in_steps` that would be enough; `difference_error`, the error of
-    finite differences over that of chains; `chains_run`, and `diverged` by chain; `attrs` have
-    `seconds_run`, after which the last chain of each was done. Where the probes are
-    the posterior's data: `mu`, `llc`, `r_hat` and `ess` of φ; and `blind`, as of `Statistics`.
+    `Statistics.contributions()`. By component:
+
+    - `settled`: whether burn-in was long enough that less than a tenth of the response is `missing`; `relaxation_steps`,
+      in which the slowest part of it falls by a factor e; `burn_in_steps` that would be enough;
+    - `growth`: logarithm of how the adjoint grows over burn-in, below 0 where chains contract;
+    - `difference_error`: the error of finite differences over that of chains;
+    - `chains_run`, and `diverged` by chain;
+    - where the probes are the posterior's data, `mu`, `llc`, `r_hat` and `ess` of φ, and `blind`, as of `Statistics`.
+
+    `attrs["seconds_run"]` has the seconds after which the last chain of each component was done; with a goal,
+    `attrs["stopped"]` says why waves ended.
 
     Raises:
         TypeError, ValueError: input that cannot work, before any sampling; an observable without a gradient;
