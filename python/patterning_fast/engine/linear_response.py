@@ -120,8 +120,8 @@ def linear_response(
     `Statistics.susceptibilities()` does; for φ without weights, `contribution` to λ̂ with error and groups, as
     `Statistics.contributions()`. By component:
 
-    - `settled`: whether burn-in was long enough that less than a tenth of the response is `missing`; `relaxation_steps`,
-      in which the slowest part of it falls by a factor e; `burn_in_steps` that would be enough;
+    - `settled`: whether burn-in was so long that less than a tenth of the response is `missing`; `relaxation_steps`, in
+      which the slowest part of it falls by a factor e; `burn_in_steps` that would be enough;
     - `growth`: logarithm of how the adjoint grows over burn-in, below 0 where chains contract;
     - `difference_error`: the error of finite differences over that of chains;
     - `chains_run`, and `diverged` by chain;
