@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 import patterning_fast as pf
 from patterning_fast.chains.plan import Setting, chain_plan
+from patterning_fast.engine.sweep import Sweep
 from patterning_fast.engine.torch_ensemble import TorchEnsemble
 from patterning_fast.engine.trajectory import Storage
 from patterning_fast.ops.reference.minibatch import minibatch
@@ -225,6 +226,34 @@ def test_less_memory_is_the_same(sampler: Any, steps_kept: int) -> None:
     frugal = pf.linear_response(language_posterior(), sampler, trajectory_bytes=less, **options)
     for name in ("chi_group", "contribution_group", "mu_group"):
         np.testing.assert_array_equal(together[name], frugal[name])
+
+
+def test_a_run_resumes_on_other_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory makes chains wait, threads decide how many run together, but not of a run that was begun."""
+    storage = Storage(steps=29, has_memory=False)
+    options = RESPONDING | {
+        "chains": 3, "draws": 3, "components": heads("l1h1"), "trajectory_bytes": 128 * 2 * storage.least,
+        "checkpoint": tmp_path, "checkpoint_seconds": 0,
+    }  # fmt: skip
+    whole = pf.linear_response(language_posterior(), SAMPLER, **options | {"checkpoint": None})
+    threads, back, left = torch.get_num_threads(), Sweep.back, [20]
+
+    def cut_short(sweep: Sweep, pool: Any, step: int) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        back(sweep, pool, step)
+
+    monkeypatch.setattr(Sweep, "back", cut_short)
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyboardInterrupt):
+            pf.linear_response(language_posterior(), SAMPLER, **options)
+        torch.set_num_threads(1)
+        found = pf.linear_response(language_posterior(), SAMPLER, **options)
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(found["chi_group"], whole["chi_group"])
 
 
 def test_how_much_is_kept_fits() -> None:

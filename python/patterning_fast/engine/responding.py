@@ -80,11 +80,11 @@ class Responding:
         parameters = dict(self.posterior.model.named_parameters())
         return sum(self.plan.components[each].size(parameters) for each in components)
 
-    def chains_at_once(self, components: list[int], chains: int, pool: Workers[Runners]) -> tuple[int, int]:
-        """Chains of some components that run together, and the steps that are kept of them: one of how many.
+    def chains_at_once(self, components: list[int], chains: int, pool: Workers[Runners]) -> int:
+        """Chains of some components that run together: as many as can keep all their steps.
 
-        As many as can keep all their steps; where that leaves workers idle, more, whose steps are made again. Raises
-        ValueError where there is no memory for one of each.
+        Where that leaves workers idle, more, whose steps are made again. Raises ValueError where there is no memory
+        for one of each.
         """
         storage, most, together = self.storage, self.trajectory_bytes, self.plan.chains_per_draw
         each = self.coordinates(components) * together
@@ -96,10 +96,12 @@ class Responding:
                 "raise trajectory_bytes"
             )
         busy = chains if self.posterior.device.type == "cuda" else -(-pool.count // (len(components) * together))
-        units = min(chains // together, max(keeping, min(busy, least)))
-        keep_every = storage.keep_every(each * units, most)
-        assert keep_every is not None
-        return units * together, keep_every
+        return min(chains // together, max(keeping, min(busy, least))) * together
+
+    def keep_every(self, components: list[int], chains: int) -> int:
+        """Of how many steps of some chains one is kept, and those between it and the next made again."""
+        every = self.storage.keep_every(self.coordinates(components) * chains, self.trajectory_bytes)
+        return every or 1
 
     def ensemble(self, components: list[int], chains: int, first: int, pool: Workers[Runners]) -> Ensemble:
         """Chains of some components at w*, the first of them number `first`."""

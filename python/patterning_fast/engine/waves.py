@@ -117,15 +117,17 @@ class Waves:
         chains = sum(map(self.ran, range(len(chosen.plan.components)))) + left * len(components)
         self.bar.total = 2 * self.sweep_steps * chains
         while left > 0:
-            number, keep_every = chosen.chains_at_once(components, left, pool)
-            self.differentiate(components, number, keep_every, pool)
+            number = chosen.chains_at_once(components, left, pool)
+            if self.under_way:  # as many as were begun, by whichever number of workers
+                number = len(self.under_way["response"]) // len(components)
+            self.differentiate(components, number, pool)
             left -= number
 
-    def differentiate(self, components: list[int], chains: int, keep_every: int, pool: Workers[Runners]) -> None:
+    def differentiate(self, components: list[int], chains: int, pool: Workers[Runners]) -> None:
         """Run chains of some components, and go back along them from where a run before was cut short."""
         moving = self.chosen.ensemble(components, chains, self.ran(components[0]), pool)
         rows, first = moving.plan.rows, len(self.pieces) * self.sweep_steps
-        trajectory = Trajectory(moving, self.chosen.storage, keep_every)
+        trajectory = Trajectory(moving, self.chosen.storage, self.chosen.keep_every(components, chains))
         trajectory.run(pool, lambda: self.bar.update(rows))
         sweep, swept = Sweep(moving, trajectory, self.chosen.wanted(moving)), 0
         if self.saved and not self.saved.last:
