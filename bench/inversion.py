@@ -1,8 +1,8 @@
 """Inversion: time and memory at 512 components × 1,000,000 tokens, and what knowing χ's noise gains.
 
 `python -m bench.inversion` measures both, prints a table of what is missed under noise of several shapes, which
-`python -m bench.inversion shapes` does alone, draws docs/images/inversion.png and records the figures. χ, its errors and the weights are in memory; χ by group, 8 GB here,
-is on disk, where `invert` reads it in blocks.
+`python -m bench.inversion shapes` does alone, draws docs/images/inversion.png and records the figures. χ, its errors
+and the weights are in memory; χ by group, 8 GB here, is on disk, where `invert` reads it in blocks.
 """
 
 from __future__ import annotations
