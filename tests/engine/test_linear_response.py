@@ -308,6 +308,7 @@ def test_what_goes_with_chi() -> None:
     assert bool(ours["settled"])
     assert 25 < float(ours["relaxation_steps"]) < 45  # 2/(lr·localization) is 40, and what curves the loss is sooner
     assert float(ours["difference_error"]) < 0.1
+    assert np.isfinite([float(ours["blind"]), float(ours["blind_correlation"])]).all()
 
 
 def test_a_chain_that_diverges_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

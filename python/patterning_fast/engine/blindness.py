@@ -164,10 +164,9 @@ class Draws:
         """Put rows at w* + first·X + second·X', or so far `[rows]` from there along what `grads` holds."""
         bank, ids = self.moving.bank, plan.chain_ids().to(self.moving.bank.params.device)
         signs = plan.noise_scale().to(ids.device)
-        centers = bank.center_starts.tolist()
         for number, (rows, grads) in enumerate(zip(self.cells(bank.params), self.cells(bank.grads), strict=True)):
             here = slice(number * plan.chains, (number + 1) * plan.chains)
-            rows.copy_(bank.centers[centers[here.start] :][: rows.shape[1]])
+            rows.copy_(bank.center(number))
             for step, factor in ((FIRST, first), (SECOND, second)):
                 if factor:
                     normals = ops.normal_(

@@ -33,6 +33,7 @@ from patterning_fast.engine.run import ChainDivergedError, advice
 from patterning_fast.engine.waves import Waves
 from patterning_fast.engine.workers import workers
 from patterning_fast.estimators.goal import Error, Reliability, goal_of
+from patterning_fast.estimators.regression import LEAST_GROUPS
 from patterning_fast.estimators.response import blindness, response_dataset, warn_of_response
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, Components, resolve_components
@@ -48,8 +49,8 @@ from patterning_fast.samplers.sgld import SGLD
 DIFFERENTIABLE = (SGLD, RMSPropSGLD, SGHMC)
 """Samplers whose step can be gone back over; a subclass may have another."""
 
-PAIRS = 2
-"""Of draws at nβ = 0, of which χ is known so well that these few are enough."""
+PAIRS = LEAST_GROUPS
+"""Of draws at nβ = 0: as few as tell a correlation with χ, since chains of a response are few too."""
 
 Differentiable = Annotated[SGLD | RMSPropSGLD | SGHMC, Mend("pass pf.SGLD(lr=...), pf.RMSPropSGLD or pf.SGHMC")]
 
