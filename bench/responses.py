@@ -120,8 +120,9 @@ KNOWN: dict[str, Any] = {"chains": 4, "draws": 10, "burn_in": 3, "steps_between_
 
 
 def demo(size: Size) -> list[Row]:
-    from patterning_fast.recipes.induction import Settings, at, trained
-    from patterning_fast.recipes.induction_text import text_of
+    from patterning_fast.recipes.induction.runs import at, trained
+    from patterning_fast.recipes.induction.settings import Settings
+    from patterning_fast.recipes.induction.text import text_of
 
     settings = Settings(contexts=size.contexts, train_steps=size.train_steps)
     text = text_of(settings, 0)

@@ -6,6 +6,8 @@ import argparse
 import io
 import platform
 import sys
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -55,17 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(mini_pile.main(chosen.cache or mini_pile.default_cache()))
         elif chosen.command == "results":
-            from patterning_fast.recipes.findings import results_page
+            from patterning_fast.recipes.page import result_pages
 
-            page = results_page(chosen.folders, chosen.out.parent).encode()
-            with writing("a page of results", chosen.out):
-                put(chosen.out, lambda partial: partial.write_bytes(page))
+            for file, page in result_pages(chosen.folders, chosen.out).items():
+                with writing("a page of results", file):
+                    put(file, partial(Path.write_text, data=page, encoding="utf-8"))
         else:
-            from patterning_fast.recipes import induction, recipe
+            from patterning_fast.recipes import recipe
 
-            settings = induction.Settings(seeds=(chosen.seed,), **(induction.QUICK if chosen.quick else {}))
-            command = "patterning-fast demo" + (" --quick" if chosen.quick else "")
-            print(recipe.run(recipe.Recipe(induction, settings, []), chosen.out, command))
+            found = recipe.read_recipe(recipe.DEMO, chosen.quick)
+            found = replace(found, settings=replace(found.settings, seeds=(chosen.seed,)))
+            print(recipe.run(found, chosen.out, "patterning-fast demo" + (" --quick" if chosen.quick else "")))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the parts that are done", file=sys.stderr)
         return 130

@@ -20,7 +20,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from patterning_fast.recipes.findings import Findings, Picture, results_page, summary, write
+from patterning_fast.recipes.findings import Findings, Picture, summary, write
+from patterning_fast.recipes.page import DETAILS, result_pages
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.recipes.recipe import read_recipe, run_file
 from patterning_fast.report.output import RESULTS
@@ -28,6 +29,7 @@ from patterning_fast.report.text import label, printable
 from tests.flips import flipped, random_bits
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+OURS = "patterning_fast.recipes.induction"
 SETTINGS = {"settings": {"lr": 1e-3, "seeds": [0, 1]}}
 
 
@@ -102,32 +104,90 @@ def test_settings_of_every_recipe_fit(path: Path) -> None:
     ("content", "message"),
     [
         ("recipe = ", "is not TOML"),
-        ('recipe = "soup"', "needs recipe = one of .* it has recipe = 'soup'"),
-        ('recipe = "induction"\n[oven]\nheat = 1', "it also has oven"),
-        ('recipe = "induction"\n[settings]\nheat = 1', "there is no setting 'heat'; there are"),
-        ('recipe = "induction"\n[settings]\nheads = 1.5', "heads must be a whole number, got 1.5"),
-        ('recipe = "induction"\n[settings]\nheads = true', "heads must be a whole number, got True"),
-        ('recipe = "induction"\n[settings]\nlr = "fast"', "lr must be a finite number, got 'fast'"),
-        ('recipe = "induction"\n[settings]\nlr = nan', "lr must be a finite number, got nan"),
-        ('recipe = "induction"\n[settings]\nseeds = 1', "seeds must be a list, of values that are each a whole number"),
-        ('recipe = "induction"\n[settings]\nseeds = [0, "1"]', "seeds must be a whole number, got .0, '1'."),
-        ('recipe = "induction"\nsettings = 3', "settings and quick must be tables"),
-        ('recipe = "induction"\nquick = ["heads"]', "settings and quick must be tables"),
-        ('recipe = "induction"\ndid_not_work = "this"', "did_not_work must be a list of strings, got 'this'"),
-        ('recipe = "induction"\ndid_not_work = [1]', "did_not_work must be a list of strings"),
-        ('recipe = "induction"\n# \udcff', "is not TOML: 'utf-8' codec"),
+        ("recipe = 1", "needs recipe = the name of a module.* it has recipe = 1"),
+        ('recipe = "soup"', r"no module 'soup': put soup\.py beside the recipe, or name one that is installed"),
+        ('recipe = "../soup"', "no module '../soup'"),
+        ('recipe = "json"', "module 'json' is no recipe: it needs a dataclass Settings and a function run"),
+        ('recipe = "tests.recipes.soup"', "there is no module 'tests.recipes.soup'"),
+        ('recipe = "OURS"\n[oven]\nheat = 1', "it also has oven"),
+        ('recipe = "OURS"\n[settings]\nheat = 1', "there is no setting 'heat'; there are"),
+        (
+            'recipe = "OURS"\n[settings]\nheads = 1.5',
+            "heads must be a whole number, got 1.5",
+        ),
+        (
+            'recipe = "OURS"\n[settings]\nheads = true',
+            "heads must be a whole number, got True",
+        ),
+        (
+            'recipe = "OURS"\n[settings]\nlr = "fast"',
+            "lr must be a finite number, got 'fast'",
+        ),
+        ('recipe = "OURS"\n[settings]\nlr = nan', "lr must be a finite number, got nan"),
+        (
+            'recipe = "OURS"\n[settings]\nseeds = 1',
+            "seeds must be a list, of values that are each a whole number",
+        ),
+        (
+            'recipe = "OURS"\n[settings]\nseeds = [0, "1"]',
+            "seeds must be a whole number, got .0, '1'.",
+        ),
+        ('recipe = "OURS"\nsettings = 3', "settings and quick must be tables"),
+        ('recipe = "OURS"\nquick = ["heads"]', "settings and quick must be tables"),
+        (
+            'recipe = "OURS"\ndid_not_work = "this"',
+            "did_not_work must be a list of strings, got 'this'",
+        ),
+        ('recipe = "OURS"\ndid_not_work = [1]', "did_not_work must be a list of strings"),
+        ('recipe = "OURS"\n# \udcff', "is not TOML: 'utf-8' codec"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text(content, encoding="utf-8", errors="surrogateescape")
+    path.write_text(content.replace("OURS", OURS), encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=message):
         read_recipe(path, quick=False)
 
 
+def test_a_recipe_of_ones_own_runs_as_ours_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its module lies beside its file, and processes that compute its parts find it there."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "of_my_own.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "mine.toml").write_text('recipe = "of_my_own"\n[settings]\nnumbers = [2, 3]', encoding="utf-8")
+    printed = run_file(tmp_path / "mine.toml", tmp_path / "out", quick=False)
+    assert "They are 4 and 9." in printed
+    found = json.loads((tmp_path / "out" / RESULTS).read_bytes())
+    assert [row["square"] for row in found["tables"]["Squares"]] == [4, 9]
+    (tmp_path / "torch.py").write_text(OWN, encoding="utf-8")
+    (tmp_path / "mine.toml").write_text('recipe = "torch"', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"torch\.py has the name of the module .*: give it another name"):
+        read_recipe(tmp_path / "mine.toml", quick=False)
+
+
+OWN = """
+from dataclasses import dataclass
+from patterning_fast.recipes.findings import Findings
+
+@dataclass(frozen=True)
+class Settings:
+    numbers: tuple[int, ...] = (1,)
+
+def square(number):
+    return {"square": number**2}
+
+def run(settings, pieces):
+    found = pieces.map("squares", square, {str(number): (number,) for number in settings.numbers})
+    said = " and ".join(str(each["square"]) for each in found.values())
+    return Findings(
+        title="Squares", claim="They are known.", goal="All.", verdict=[f"They are {said}."], seeds=[0],
+        tables={"Squares": list(found.values())},
+    )
+"""
+
+
 @pytest.mark.parametrize("name", ["..toml", "...toml", ".toml"])
 def test_names_that_would_leave_the_folder_of_results(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text('recipe = "induction"', encoding="utf-8")
+    (tmp_path / name).write_text(f'recipe = "{OURS}"', encoding="utf-8")
     with pytest.raises(ValueError, match="cannot name a folder of results: give the recipe another name"):
         run_file(tmp_path / name, None, quick=True)
 
@@ -139,7 +199,8 @@ def test_findings_in_files(tmp_path: Path) -> None:
         title="A result",
         claim="It is so.",
         goal="Half.",
-        said=["It came out at 0.4 of 0.5."],
+        verdict=["It came out at 0.4 of 0.5."],
+        details=["By a little."],
         seeds=[0, 1],
         tables={"Runs": [{"run": "base", "share": 0.123456}, {"run": "other", "share": float("nan")}]},
         pictures={"line": Picture(figure, "A line.")},
@@ -159,13 +220,21 @@ def test_findings_in_files(tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {RESULTS, "line.png", "weights.parquet", "report.html"}
     assert json.loads((folder / RESULTS).read_text())["tables"]["Runs"][1]["share"] is None
     assert pyarrow.parquet.read_table(folder / "weights.parquet").to_pylist() == findings.data["weights"]
-    page = results_page([folder], tmp_path)
+    pages = result_pages([folder], tmp_path / "results.md")
+    assert list(pages) == [tmp_path / "results.md", folder / DETAILS]
+    page, details = pages.values()
     for expected in (
-        "## A result (one)", "- It came out at 0.4", "| base | 0.123 |", "| other | – |",
-        "![line](results/one/line.png)", "- Less.",
-        "`run it`: 2 min (3 core-minutes) on 2 threads of abacus; seeds 0, 1.",
+        "## A result (one)", "\n- It came out at 0.4", "\n![line](results/one/line.png)\n",
+        "[Details](results/one/README.md): 2 minutes on 2 threads of abacus, seeds 0, 1.",
     ):  # fmt: skip
         assert expected in page
+    for expected in (
+        "# A result (one)", "\n- It came out at 0.4", "\n- By a little.\n", "\n![line](line.png)\n",
+        "\n| run | share |\n| --- | --- |\n| base | 0.123 |\n| other | – |\n", "\n- Less.\n",
+        "`run it`: 2 minutes (3 core-minutes) on 2 threads of abacus; seeds 0, 1.",
+    ):  # fmt: skip
+        assert expected in details
+    assert "By a little" not in page
     assert "Less." in (folder / "report.html").read_text()
 
 
@@ -309,7 +378,7 @@ def test_strings_of_data_become_no_markup(tmp_path: Path) -> None:
     axes.set_title(label(HOSTILE))
     axes.legend()
     findings = Findings(
-        title=HOSTILE, claim=HOSTILE, goal=HOSTILE, said=[HOSTILE], seeds=[0],
+        title=HOSTILE, claim=HOSTILE, goal=HOSTILE, verdict=[HOSTILE], details=[HOSTILE], seeds=[0],
         tables={HOSTILE: [{HOSTILE: HOSTILE, "loading": 1.0}]}, pictures={"line": Picture(figure, HOSTILE)},
     )  # fmt: skip
     made = {
@@ -319,7 +388,7 @@ def test_strings_of_data_become_no_markup(tmp_path: Path) -> None:
     folder = tmp_path / "results <b>|"
     folder.mkdir()
     write(folder, findings, made)
-    assert json.loads((folder / RESULTS).read_bytes())["said"] == [HOSTILE]
+    assert json.loads((folder / RESULTS).read_bytes())["details"] == [HOSTILE]
     parser, page = Tags(), (folder / "report.html").read_text(encoding="utf-8")
     parser.feed(page)
     assert parser.tags == {
@@ -328,14 +397,15 @@ def test_strings_of_data_become_no_markup(tmp_path: Path) -> None:
     shown = printable(HOSTILE)
     assert parser.text.count(shown) >= 10
     assert page.count("src=") == 1
-    lines = results_page([folder], tmp_path).splitlines()
-    marked = [re.sub(r"\\.|``+.*?``+", "", line) for line in lines]  # without what is escaped, or code
-    assert not any(set(line) & set("<`$") or "](z)" in line for line in marked[4:])
+    page, details = result_pages([folder], tmp_path / "results.md").values()
+    lines = [*page.splitlines(), *details.splitlines()]
+    marked = [re.sub(r"\\.|``+.*?``+", "", line) for line in lines if "`patterning-fast r" not in line]
+    assert not any(set(line) & set("<`$") or "](z)" in line for line in marked)  # but what is escaped, or code
     assert [line.count("|") for line in marked if line.startswith("|")] == [3, 3, 3]
     assert any("](results%20%3Cb%3E%7C/line.png)" in line for line in marked)
     printed = summary(findings)
     assert "\x1b" not in printed
-    assert len(printed.splitlines()) == 5
+    assert len(printed.splitlines()) == 6
 
 
 def test_results_that_are_damaged_are_named(tmp_path: Path) -> None:
@@ -346,6 +416,6 @@ def test_results_that_are_damaged_are_named(tmp_path: Path) -> None:
         with pytest.raises(
             ValueError, match=r"one/results\.json is damaged, or not of a recipe .*: run the recipe again"
         ):
-            results_page([folder], tmp_path)
+            result_pages([folder], tmp_path / "results.md")
     with pytest.raises(ValueError, match=r"one is not below .*elsewhere, where the page goes: choose another --out"):
-        results_page([folder], tmp_path / "elsewhere")
+        result_pages([folder], tmp_path / "elsewhere" / "results.md")

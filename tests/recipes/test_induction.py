@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,24 +19,21 @@ import pytest
 import torch
 
 from patterning_fast.cli import main
-from patterning_fast.recipes.induction import (
-    QUICK,
-    Settings,
-    begun,
-    by_gradient,
-    dealt_out,
-    initial_model,
-    non_negative,
-    trained,
-)
-from patterning_fast.recipes.induction_findings import crossing, in_words
-from patterning_fast.recipes.induction_text import text_of
-from patterning_fast.recipes.recipe import read_recipe, run
+from patterning_fast.recipes.controls import dealt_out, non_negative
+from patterning_fast.recipes.induction.findings import TEMPLATE, against_goals
+from patterning_fast.recipes.induction.runs import begun, initial_model, trained
+from patterning_fast.recipes.induction.settings import Settings
+from patterning_fast.recipes.induction.tables import crossing
+from patterning_fast.recipes.induction.text import text_of
+from patterning_fast.recipes.induction.weights import by_gradient
+from patterning_fast.recipes.recipe import DEMO, read_recipe, run
+from patterning_fast.recipes.templates import sentences
 from patterning_fast.tasks.induction import repeated_strings
 
 pytestmark = pytest.mark.filterwarnings("ignore:χ of .* is geometry of a Gaussian ball")  # as of a toy run
 
 COMMAND = [sys.executable, "-m", "patterning_fast.cli", "demo", "--quick", "--out"]
+QUICK = read_recipe(DEMO, quick=True).settings
 RECIPES = Path(__file__).parents[2] / "recipes"
 FILES = {"results.json", "weights.parquet", "curves.parquet", "curves.png", "chi.png", "mode.png", "report.html"}
 
@@ -130,7 +128,7 @@ def test_a_control_deals_weights_out_within_classes() -> None:
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(30, 7, generator=generator)
     classes = torch.randint(4, (30, 7), generator=generator)
-    found = dealt_out(weights, classes, seed=1)
+    found = dealt_out(weights, 1, classes)
     assert not torch.equal(found, weights)
     for number in range(4):
         own = classes == number
@@ -148,7 +146,7 @@ def test_non_negative_weights_of_a_strength() -> None:
 
 def test_gradient_weights_prefer_the_loss_they_are_made_for() -> None:
     """Data that are the strings with repeats themselves: their repeats, whose mean loss it is, weigh more."""
-    settings = Settings(**QUICK)
+    settings = QUICK
     repeats = repeated_strings(torch.arange(96), 32, settings.length, seed=2)
     rho = by_gradient(initial_model(settings, 96, 0), repeats.tokens, repeats, 0.3)
     assert float(rho[repeats.repeats()].mean()) > float(rho[~repeats.repeats()].mean()) + 0.05
@@ -166,7 +164,9 @@ def test_text_of_domains_with_chi_on_some_of_it(tmp_path: Path, monkeypatch: pyt
         (text / f"{name}.txt").write_text("".join(phrase.format(number, number) for number in range(2000)))
     file = tmp_path / "small.toml"
     quick = (RECIPES / "induction-gpu.toml").read_text().partition("[quick]")[2]
-    file.write_text(f'recipe = "induction"\n[settings]{quick}'.replace('"found"', json.dumps(str(text))))
+    file.write_text(
+        f'recipe = "patterning_fast.recipes.induction"\n[settings]{quick}'.replace('"found"', json.dumps(str(text)))
+    )
     made = read_recipe(file, quick=False)
     run(made, tmp_path / "out", "by hand")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -189,12 +189,12 @@ def test_text_of_domains_with_chi_on_some_of_it(tmp_path: Path, monkeypatch: pyt
 
 
 def test_the_model_of_the_early_step_is_the_base_run_s() -> None:
-    settings = Settings(**QUICK | {"train_steps": 10, "early_step": 10})
+    settings = replace(QUICK, train_steps=10, early_step=10)
     text = text_of(settings, 0)
     early = begun(settings, text, 0).state_dict()
     base = trained(settings, 0, None, False)["parameters"]
     assert all(torch.equal(early[name], base[name]) for name in base)
-    later = trained(Settings(**QUICK | {"train_steps": 12}), 0, None, False)["parameters"]
+    later = trained(replace(QUICK, train_steps=12), 0, None, False)["parameters"]
     assert not all(torch.equal(early[name], later[name]) for name in base)
 
 
@@ -218,12 +218,12 @@ def test_words_say_what_the_table_says() -> None:
     }
 
     def said(**changes: list[float]) -> str:
-        return " ".join(in_words(settings, formed | changes, {}, None))
+        return " ".join(sentences(TEMPLATE, "verdict", **against_goals(settings, formed | changes)))
 
     text = said()
     assert "formed the circuit at step 100, 200 of 1500" in text
     assert "amplified runs formed it 1.25 to 2.00 times as early (goal 1.4: 1 of 2 seeds)" in text
     assert "1.50 times as late at least, 1 of 2 never within the run (goal 2: 1 of 2)" in text
-    assert "Control random: 1.05 to 1.25 times the base run's step; within 10 % in 1 of 2 seeds" in text
+    assert "Control random: 1.05 to 1.25 times the base run's step; within 10% in 1 of 2 seeds" in text
     assert "never within the run (goal 2: 2 of 2)" in said(**{"suppressed 0.3": [nan, nan]})
     assert "nothing can be said" in said(base=[100.0, nan])

@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector
 
 import patterning_fast as pf
 from patterning_fast.models.superposition import TiedAutoencoder
-from patterning_fast.tasks.polygons import one_active, polygons, regular_polygon
+from superposition.polygons import one_active, polygons, regular_polygon
 
 KINDS = [
     (features, sides, more) for features in (4, 6) for sides in range(2, features + 1)

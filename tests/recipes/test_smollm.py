@@ -11,21 +11,13 @@ import pytest
 import torch
 
 import patterning_fast as pf
+import smollm
 from patterning_fast.models.smollm2 import smollm2
 from patterning_fast.recipes.recipe import read_recipe, run_file
-from patterning_fast.recipes.smollm import (
-    KINDS,
-    Settings,
-    attention_scores,
-    chosen_heads,
-    contrasts,
-    head_rows,
-    outcome_rows,
-    tiny,
-    unshared,
-)
 from patterning_fast.report.output import RESULTS
 from patterning_fast.tasks.induction import said_twice
+from smollm import Settings, attention_scores, chosen_heads, tiny, unshared
+from smollm.findings import KINDS, contrasts, head_rows, outcome_rows
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "smollm.toml"
 
@@ -70,8 +62,6 @@ def test_heads_are_disjoint() -> None:
 def test_attention_scores_are_of_every_head_and_of_its_own() -> None:
     """Queries of 0 make a head attend to all it sees alike: then the score is the mean of 1/(positions seen)."""
     settings = Settings(model="tiny", passage=8, attention_strings=4)
-    from patterning_fast.recipes import smollm
-
     model = smollm.loaded("tiny").model
     queries = model.model.layers[1].self_attn.q_proj.weight
     kept = queries.detach().clone()
@@ -112,7 +102,7 @@ def test_contrasts_and_what_they_tell() -> None:
         values = np.repeat(generator.normal(size=(1, 3, 400, 10)), 4, 0)
         values[:, :2, :, 5:] += steps[index]
         chi[head] = values * 10.0**-index * np.array([0.8, 0.9, 1.1, 1.2])[:, None, None, None]
-    rows = head_rows(heads, {head: 1 - index / 10 for index, head in enumerate(heads)}, chi, dict.fromkeys(heads, 1.0))
+    rows = head_rows(heads, {head: 1 - index / 10 for index, head in enumerate(heads)}, chi)
     spread = 4 / np.sqrt(400 * 5)  # four standard errors of the mean over 400 strings × 5 positions
     for row, step in zip(rows, steps, strict=True):
         for kind, expected in zip(KINDS, (step, step, 0.0), strict=True):

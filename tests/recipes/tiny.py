@@ -29,5 +29,5 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
     found = {name: pieces.of(name, partial(part, settings, name)) for name in PARTS}
     rows = [{"part": name, **each} for name, each in found.items()]
     return Findings(
-        title="Lengths", claim="Words have them.", goal="All.", said=["All."], seeds=[0], tables={"Lengths": rows},
+        title="Lengths", claim="Words have them.", goal="All.", verdict=["All."], seeds=[0], tables={"Lengths": rows},
     )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from patterning_fast.report.figures import png
-from patterning_fast.report.text import READABLE, label, markdown, markdown_code, printable
+from patterning_fast.report.text import READABLE, label, markdown, markdown_code, printable, shown, text_table
 
 
 def test_what_cannot_be_seen_is_an_escape() -> None:
@@ -59,3 +59,13 @@ def test_terminals_of_ascii() -> None:
     assert text.encode("ascii", READABLE) == typed
     assert text.encode("latin-1", READABLE).endswith(b"\xe9 \\u6f22")
     assert "\udcff".encode("utf-8", READABLE) == rb"\udcff"
+
+
+def test_cells() -> None:
+    cells = [1.23456, float("nan"), None, 123456.7, 7, "word"]
+    assert [shown(cell) for cell in cells] == ["1.23", "–", "–", "123457", "7", "word"]
+
+
+def test_terminal_tables_are_aligned() -> None:
+    lines = text_table([{"run": "base", "step": 839.0}, {"run": "amplified", "step": float("nan")}]).split("\n")
+    assert lines == ["run        step", "base       839", "amplified  –"]

@@ -1,17 +1,22 @@
-"""Run a recipe: a TOML file that names a module and its settings."""
+"""Run a recipe: a TOML file that names a module and its settings.
+
+A module has `Settings`, a dataclass whose fields all have defaults, and `run(settings, pieces) -> Findings`. It is
+that beside the TOML file, `NAME.py` or a folder `NAME` with `__init__.py`, or one that is installed.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 import platform
+import sys
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from importlib import import_module
+from dataclasses import asdict, dataclass, is_dataclass
+from importlib import import_module, invalidate_caches
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -25,7 +30,7 @@ from patterning_fast.recipes.findings import summary, write
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.report.output import check_output
 
-MODULES = ("induction", "parentheses", "superposition", "smollm")
+DEMO = Path(__file__).with_name("demo.toml")
 EXPECTED_BYTES = 2**26
 KINDS = {int: "a whole number", float: "a finite number", str: "a string", bool: "true or false"}
 """Types of settings, in words."""
@@ -54,11 +59,12 @@ def read_recipe(path: Path, quick: bool) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     unknown = sorted(content.keys() - {"recipe", "settings", "quick", "did_not_work"})
-    if unknown or content.get("recipe") not in MODULES:
+    name = content.get("recipe")
+    if unknown or not isinstance(name, str):
         raise ValueError(
-            f"{path} is not a recipe: it needs recipe = one of {', '.join(MODULES)}, and may have tables [settings] "
-            "and [quick] and a list did_not_work; "
-            + (f"it also has {', '.join(unknown)}" if unknown else f"it has recipe = {content.get('recipe')!r}")
+            f"{path} is not a recipe: it needs recipe = the name of a module, and may have tables [settings] and "
+            "[quick] and a list did_not_work; "
+            + (f"it also has {', '.join(unknown)}" if unknown else f"it has recipe = {name!r}")
         )
     tables = [content.get(name, {}) for name in ("settings", "quick")]
     did_not_work = content.get("did_not_work", [])
@@ -66,9 +72,35 @@ def read_recipe(path: Path, quick: bool) -> Recipe:
         raise ValueError(f"{path}: settings and quick must be tables, [settings] and [quick] with a line for each")
     if not isinstance(did_not_work, list) or not all(isinstance(each, str) for each in did_not_work):
         raise ValueError(f"{path}: did_not_work must be a list of strings, got {did_not_work!r}")
-    module = import_module(f"patterning_fast.recipes.{content['recipe']}")
+    module = module_of(path, name)
     given = tables[0] | (tables[1] if quick else {})
     return Recipe(module, settings(path, module.Settings, given), did_not_work)
+
+
+def module_of(path: Path, name: str) -> ModuleType:
+    """The module that a recipe names; raises ValueError where there is none, or it is no recipe's."""
+    folder = path.parent.resolve()
+    top = name.partition(".")[0]
+    beside = [each for each in (folder / f"{top}.py", folder / top / "__init__.py") if each.exists()]
+    if beside and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))  # processes that compute parts have it too
+        invalidate_caches()
+    spec = find_spec(top) if all(part.isidentifier() for part in name.split(".")) else None
+    if spec is None:
+        raise ValueError(
+            f"{path}: there is no module {name!r}: put {name}.py beside the recipe, or name one that is installed"
+        )
+    if beside and Path(spec.origin or "") not in beside:
+        raise ValueError(f"{path}: {beside[0]} has the name of the module {spec.origin}: give it another name")
+    try:
+        module = import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"{path}: there is no module {name!r}") from error
+    if not is_dataclass(getattr(module, "Settings", None)) or not callable(getattr(module, "run", None)):
+        raise ValueError(f"{path}: module {name!r} is no recipe: it needs a dataclass Settings and a function run")
+    return module
 
 
 def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
@@ -120,11 +152,10 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
     Raises OSError where `out` cannot be written, ValueError where `OUT.parts` are of a run with other settings, and
     what the recipe raises.
     """
-    code = hashlib.sha256(inspect.getsource(recipe.module).encode()).hexdigest()[:16]
     made: dict[str, Any] = {
         "settings": asdict(recipe.settings),
         "patterning_fast": version("patterning_fast"),
-        "code": code,
+        "code": code_of(recipe.module),
     }
     on_cpu = getattr(recipe.settings, "device", "cpu") == "cpu"  # processes side by side would share a GPU's memory
     target = out.resolve()
@@ -144,6 +175,13 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
             put_folder(target, lambda folder: write(folder, found, made))
         pieces.remove()
     return summary(found) + f"\n\nreport: {out / 'report.html'}"
+
+
+def code_of(module: ModuleType) -> str:
+    """A hash of a module's file, and of all files beside it where it is a package."""
+    file = Path(str(module.__file__))
+    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
+    return hashlib.sha256(b"\0".join(each.read_bytes() for each in files)).hexdigest()[:16]
 
 
 def processor() -> str:

@@ -47,4 +47,4 @@ def with_comparison(findings: Findings, rows: Rows, whose: str) -> Findings:
         f"{', '.join(agreeing) or 'no component'} of {len(rows)}; chains had not settled for "
         f"{', '.join(unsettled) or 'none'}."
     )
-    return replace(findings, said=[*findings.said, said], tables=findings.tables | {TABLE: rows})
+    return replace(findings, details=[*findings.details, said], tables=findings.tables | {TABLE: rows})

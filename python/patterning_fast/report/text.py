@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import math
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 
 from patterning_fast.arguments import checked
 
@@ -43,6 +45,26 @@ def markdown_code(text: str) -> str:
     text = printable(text)
     fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence} {text} {fence}" if text.startswith("`") or text.endswith("`") else f"{fence}{text}{fence}"
+
+
+@checked
+def shown(value: object) -> str:
+    """A cell, in one line: floats to three digits, a dash for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if not isinstance(value, float):
+        return printable(str(value))
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+@checked
+def text_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with the same keys as a table for a terminal."""
+    cells = [list(map(printable, rows[0])), *[[shown(value) for value in row.values()] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
 
 
 def ascii_for(error: UnicodeError) -> tuple[str, int]:

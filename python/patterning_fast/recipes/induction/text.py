@@ -5,7 +5,6 @@ from __future__ import annotations
 import string
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,11 +15,7 @@ from patterning_fast.tasks.found_text import CHARACTERS, Contexts, decode, encod
 from patterning_fast.tasks.induction import RepeatedStrings, repeated_strings
 from patterning_fast.tasks.mini_pile import default_cache
 
-if TYPE_CHECKING:
-    from patterning_fast.recipes.induction import Settings
-
-MIXTURE = "mixture"
-"""A source: text found on this machine, by character, with passages that come twice within a context."""
+from .settings import MIXTURE, Settings
 
 HELD_OUT = 64
 """Contexts, and strings with repeats, that runs are measured on."""

@@ -21,6 +21,9 @@ from patterning_fast.arguments import Count, Seed, checked
 PAD, START, END, OPEN, CLOSE = range(5)
 VOCABULARY = 5
 
+FARTHEST = 4
+"""Final elevations from here on are one kind of string."""
+
 ROUNDS_WITHOUT_NEW = 200
 """Draws of all that is missing, none of them new, after which no more strings are looked for."""
 
@@ -197,3 +200,19 @@ def steps_of(tokens: Tensor) -> np.ndarray:
     """The strings that tokens are of."""
     inner = tokens[:, 1:-1].numpy()
     return ((inner == OPEN).astype(np.int8) - (inner == CLOSE)).astype(np.int8)
+
+
+def kinds_of(task: Parentheses) -> np.ndarray:
+    """What a training string is to the rules: where it shows that it is wrong, and how far from 0 it ends."""
+    steps = steps_of(task.training[0])
+    heights = elevations(steps)
+    last = np.take_along_axis(steps, (steps != 0).sum(1, keepdims=True) - 1, 1)[:, 0]
+    begins, ends, dips = steps[:, 0] < 0, last > 0, heights.min(1) < 0
+    where = np.select(
+        [begins & ends, begins, ends & dips, dips],
+        ["wrong at both ends", "begins wrong", "ends wrong and dips", "dips within"],
+        "never below 0",
+    )
+    far = np.minimum(np.abs(heights[:, -1]), FARTHEST)
+    names = np.array([f"{each}, by {by}{'+' if by == FARTHEST else ''}" for each, by in zip(where, far, strict=True)])
+    return np.where(task.training[1].numpy() == 1, "balanced", names)
