@@ -10,8 +10,7 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
-from patterning_fast.recipes.findings import Findings, Picture, Rows
-from patterning_fast.recipes.templates import sentences
+from patterning_fast.recipes.findings import Findings, Rows, findings_of
 from patterning_fast.recipes.verification import verification_picture, verification_rows
 
 from .pictures import contribution_figure, expected_figure, outcome_figure
@@ -33,7 +32,17 @@ from .settings import (
     early,
     named,
 )
-from .tables import cosine_rows, expected_rows, final, kind_rows, outcome, solution, weight_rows
+from .tables import (
+    cosine_rows,
+    expected_rows,
+    final,
+    kind_rows,
+    outcome,
+    response_rows,
+    run_rows,
+    solution,
+    weight_rows,
+)
 
 AT_LEAST, AT_MOST = 0.9, 0.1
 TEMPLATE = Path(__file__).with_name("findings.j2")
@@ -79,88 +88,39 @@ def findings(
         "agreement": in_agreement(expected),
         "at_least": AT_LEAST,
         "at_most": AT_MOST,
+        "least_learned": LEARNED,
     }
     everywhere = {**answers, **{name: response.sel(component=[name]) for name in (OOD, FAILING)}}
-    return Findings(
-        title="Choosing between two algorithms for parentheses",
-        claim="Data weighted by what they contribute to the learning coefficients of two solutions that fit the "
-        "training data alike decide which of them training finds (arXiv:2601.13548, §5).",
-        goal="Of runs on weights for Nested at least 90 % have an accuracy out of distribution above 0.5, of runs on "
-        "weights for Equal-Count at most 10 %; controls are as the base runs.",
-        verdict=sentences(TEMPLATE, "verdict", **values),
-        details=sentences(TEMPLATE, "details", **values),
-        seeds=list(range(settings.seeds)),
-        tables={
-            "Accuracy out of distribution": outcomes,
-            "The solutions that weights are made of": [
-                solution(name, seed, at, each, sources)
-                for name, each in estimates.items()
-                for at, seed in enumerate(chosen[name])
-            ],
-            "Contributions and χ by kind of string": kind_rows(kinds, estimates, everywhere),
-            "Directions of weights, as cosines": cosine_rows(kinds, estimates, everywhere),
-            "Weights by kind of string": weight_rows(kinds, weights),
-            "What the response of training says of all weights": expected,
-        }
-        | {
-            f"Predicted against realised dμ at a solution of {name}": verification_rows(each)
-            for name, each in verified.items()
-        },
-        pictures={
-            "outcomes": Picture(
-                outcome_figure(runs),
-                "Accuracy out of distribution of every run, by the weights it was trained on: 1 is Nested, 0 "
-                "Equal-Count. Bars are medians; hollow points have not learned the task (test accuracy below "
-                f"{LEARNED}).",
-            ),
-            "contributions": Picture(
-                contribution_figure(settings, estimates, everywhere, kinds, weights),
-                "What a kind of string contributes to λ̂ of solutions of either kind, with 95 % errors of chains; how "
-                "nestedness early in training, and accuracy out of distribution and the logarithm of the error on the "
-                "task at its end, answer to more of it, beyond the mean over unbalanced strings, with 95 % errors of "
-                "how runs differ; the weights.",
-            ),
-            "response": Picture(
-                expected_figure(expected),
-                "Mean accuracy out of distribution of the runs on each weighting, less that of the base runs: what the "
-                "response of training, fitted to other runs on weights drawn at random, predicts to first order, and "
-                "what came out, with 95 % errors. For weights made of that response the prediction is too large by the "
-                "square of its noise.",
-            ),
-        }
-        | {
-            f"verification {name}": Picture(
-                verification_picture(each),
-                f"Predicted against realised change of mean loss shift at a solution of {name}, on weights for it by "
-                "λ̂, by strength.",
-            )
-            for name, each in verified.items()
-        },
-        data={
-            "runs": [
-                {
-                    "weights": name, "seed": seed, "step": step,
-                    "test accuracy": float(each["test accuracy"][seed, at]),
-                    "OOD accuracy": float(each["OOD accuracy"][seed, at]),
-                }
-                for name, each in runs.items()
-                for seed in range(settings.seeds)
-                for at, step in enumerate(each["steps"])
-            ],
-            "response_runs": [
-                {"run": int(run), **dict(zip(map(str, response["kind"].values), rho, strict=True)),
-                 **dict(zip(map(str, response["component"].values), ended, strict=True))}
-                for run, (rho, ended) in enumerate(
-                    zip(response["weights"].values.tolist(), response["outcomes"].values.T.tolist(), strict=True)
-                )
-            ],
-            "weights": [
-                {"sample": sample, "kind": str(kinds[sample])}
-                | {name: float(each[sample]) for name, each in weights.items()}
-                for sample in range(len(kinds))
-            ],
-        },
-    )  # fmt: skip
+    tables = {
+        "Accuracy out of distribution": outcomes,
+        "The solutions that weights are made of": [
+            solution(name, seed, at, each, sources)
+            for name, each in estimates.items()
+            for at, seed in enumerate(chosen[name])
+        ],
+        "Contributions and χ by kind of string": kind_rows(kinds, estimates, everywhere),
+        "Directions of weights, as cosines": cosine_rows(kinds, estimates, everywhere),
+        "Weights by kind of string": weight_rows(kinds, weights),
+        "What the response of training says of all weights": expected,
+    } | {
+        f"Predicted against realised dμ at a solution of {name}": verification_rows(each)
+        for name, each in verified.items()
+    }
+    pictures = {
+        "outcomes": outcome_figure(settings, runs),
+        "contributions": contribution_figure(settings, estimates, everywhere, kinds, weights),
+        "response": expected_figure(expected),
+    } | {f"verification_{name.replace('-', '_')}": verification_picture(each) for name, each in verified.items()}
+    data = {
+        "runs": run_rows(runs),
+        "response_runs": response_rows(response),
+        "weights": [
+            {"sample": sample, "kind": str(kind)} | {name: float(each[sample]) for name, each in weights.items()}
+            for sample, kind in enumerate(kinds)
+        ],
+    }
+    seeds = range(settings.seeds)
+    return findings_of(TEMPLATE, values, seeds=seeds, tables=tables, pictures=pictures, data=data)
 
 
 def both(row: Mapping[str, Any], way: str, strength: float, control: str = "") -> dict[str, Any]:

@@ -123,3 +123,25 @@ def weight_rows(kinds: np.ndarray, weights: Mapping[str, np.ndarray]) -> Rows:
         {"kind": str(kind)} | {name: float(each[kinds == kind].mean()) for name, each in own.items()}
         for kind in np.unique(kinds)
     ]
+
+
+def run_rows(runs: Mapping[str, Part]) -> Rows:
+    """Accuracies of every run at every step they were measured at."""
+    return [
+        {"weights": name, "seed": seed, "step": step}
+        | {kind: float(each[kind][seed, at]) for kind in ("test accuracy", "OOD accuracy")}
+        for name, each in runs.items()
+        for seed in range(len(each["OOD accuracy"]))
+        for at, step in enumerate(each["steps"])
+    ]
+
+
+def response_rows(response: xr.Dataset) -> Rows:
+    """Weights by kind and outcomes of the runs on weights drawn at random."""
+    kinds, outcomes = (list(map(str, response[name].values)) for name in ("kind", "component"))
+    return [
+        {"run": run} | dict(zip(kinds, rho, strict=True)) | dict(zip(outcomes, ended, strict=True))
+        for run, (rho, ended) in enumerate(
+            zip(response["weights"].values.tolist(), response["outcomes"].values.T.tolist(), strict=True)
+        )
+    ]

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from patterning_fast.recipes.findings import Findings, Picture, Rows
-from patterning_fast.recipes.templates import sentences
-from patterning_fast.report.figures import COLOURS
+from patterning_fast.recipes.findings import Findings, Rows, findings_of
+from patterning_fast.report import charts
 
+TEMPLATE = Path(__file__).with_name("findings.j2")
 KINDS = ("random tokens said twice", "text said twice", "text that goes on")
 """Of strings whose χ is estimated; the last, where no passage is said again, is the control."""
 BLIND = "nβ = 0"
@@ -52,41 +52,17 @@ def findings(
         "model": model,
         "published": PUBLISHED,
     }
-    template = Path(__file__).with_name("findings.j2")
-    return Findings(
-        title="Induction heads of SmolLM2-135M, by their susceptibilities",
-        claim="Susceptibilities of attention heads tell what the heads do: tokens that an induction circuit predicts "
-        "have χ of their own for the heads that it is made of (arXiv:2504.18274, for a model of 3M parameters).",
-        goal="In a language model trained by others, of 135M parameters and 270 heads: χ of tokens said a second time, "
-        "less χ of those said first, is lower for induction heads than for other heads of the same layers "
-        "(AUC ≥ 0.9 on random tokens and on text, p < 0.01), and is not where nothing is said again (p > 0.05).",
-        verdict=sentences(template, "verdict", **values),
-        details=sentences(template, "details", **values),
-        seeds=seeds,
-        tables={
-            "Does the contrast tell induction heads?": [{"run": run} | row for run in rows for row in tests[run]],
-            "Heads": [{"run": run} | row for run in rows for row in rows[run]],
-        },
-        pictures={
-            "contrast": Picture(
-                contrast_figure(seeing),
-                "χ of what is said the second time less χ of what is said first, in standard deviations of the head's "
-                "χ over what is said first, against attention to the token after the last occurrence. Bars: standard "
-                "errors from independent chains; a point a head and seed. Below zero, up-weighting what is said again "
-                "lowers the head's mean loss shift.",
-            ),
-            "contrast_without_loss": Picture(
-                contrast_figure(rows[blind]), "The same of chains that feel no loss, nβ = 0, at the first seed."
-            ),
-            "positions": Picture(
-                positions_figure(heads[first], chi[first]),
-                "At the first seed: χ by position, in standard deviations of the head's χ over tokens, the mean over "
-                "the strings of a kind. Heads from the highest attention score down; those above the line are the "
-                "induction heads. Blue: up-weighting the token lowers the head's mean loss shift.",
-            ),
-        },
-        data={"susceptibilities": [{"run": run} | row for run, each in chi.items() for row in long_rows(each)]},
-    )
+    pictures = {
+        "contrast": contrast_figure(seeing),
+        "contrast_without_loss": contrast_figure(rows[blind]),
+        "positions": positions_figure(heads[first], chi[first]),
+    }
+    tables = {
+        "Does the contrast tell induction heads?": [{"run": run} | row for run in rows for row in tests[run]],
+        "Heads": [{"run": run} | row for run in rows for row in rows[run]],
+    }
+    data = {"susceptibilities": [{"run": run} | row for run, each in chi.items() for row in long_rows(each)]}
+    return findings_of(TEMPLATE, values, seeds=seeds, tables=tables, pictures=pictures, data=data)
 
 
 def contrasts(chi: np.ndarray) -> np.ndarray:
@@ -163,48 +139,21 @@ def long_rows(chi: Mapping[str, np.ndarray]) -> Rows:
 
 def contrast_figure(rows: Rows) -> Figure:
     """A panel for each kind of strings: the contrast of heads against their attention scores."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    panels = figure.subplots(1, len(KINDS), sharex=True, sharey=True)
-    for axes, kind in zip(panels, KINDS, strict=True):
-        axes.axhline(0, color="#888888", linewidth=0.8)
-        axes.set_yscale("symlog", linthresh=1, linscale=1.5)
-        axes.yaxis.set_major_formatter("{x:g}")
-        named: set[str] = set()
-        for which, label, colour, marker in (
-            (True, "induction heads", COLOURS[2], "o"),
-            (False, "other heads", COLOURS[1], "s"),
-        ):
-            mine = [row for row in rows if row["induction"] is which]
-            x, y = [row["attention score"] for row in mine], [row[kind] for row in mine]
-            axes.errorbar(x, y, [row[f"{kind}, error"] for row in mine], color=colour, fmt=marker, label=label)
-            for place, index in enumerate(np.argsort(x) if which else []):  # neighbours have names above and below
-                if mine[index]["head"] in named:
-                    continue
-                named.add(mine[index]["head"])
-                axes.annotate(
-                    mine[index]["head"], (x[index], y[index]), xytext=(0, (7, -13)[place % 2]), ha="center",
-                    textcoords="offset points", fontsize=7,
-                )  # fmt: skip
-        axes.set_title(kind, fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("χ said again less χ said first [sd]")
-    figure.supxlabel("attention to the token after the last occurrence", fontsize=10)
-    panels[-1].legend(frameon=False, fontsize=8)
-    return figure
+
+    def points(kind: str, induction: bool) -> charts.Points:
+        mine = [row for row in rows if row["induction"] is induction]
+        x, y, error = ([row[name] for row in mine] for name in ("attention score", kind, f"{kind}, error"))
+        return charts.Points(x, y, y_error=error, names=[row["head"] for row in mine] if induction else [])
+
+    panels = {kind: {"induction heads": points(kind, True), "other heads": points(kind, False)} for kind in KINDS}
+    return charts.scatter(
+        panels, "attention to the token after the last occurrence", "χ said again less χ said first [sd]", symlog=True
+    )
 
 
 def positions_figure(heads: Mapping[str, bool], chi: Mapping[str, np.ndarray]) -> Figure:
-    """A panel for each kind of strings: χ by head and position."""
-    figure = Figure(figsize=(11, 1.6 + 0.22 * len(heads)), layout="constrained")
-    panels = figure.subplots(1, len(KINDS), sharey=True)
+    """A panel for each kind of strings: χ by head and position, in standard deviations of the head's."""
     means = {head: values.mean(0) for head, values in chi.items()}
     shown = np.stack([(means[head].mean(1) - means[head].mean()) / means[head].std() for head in heads])
-    for index, (axes, kind) in enumerate(zip(panels, KINDS, strict=True)):
-        image = axes.imshow(shown[:, index], aspect="auto", cmap="RdBu_r", vmin=-1.5, vmax=1.5, interpolation="nearest")
-        axes.axhline(sum(heads.values()) - 0.5, color="black", linewidth=1)
-        axes.axvline(shown.shape[-1] / 2 - 0.5, color="black", linewidth=0.8, linestyle="--")
-        axes.set_title(kind, fontsize=10)
-        axes.set_xlabel("position")
-    panels[0].set_yticks(range(len(heads)), list(heads), fontsize=8)
-    figure.colorbar(image, ax=list(panels), label="χ [sd]")
-    return figure
+    panels = {kind: shown[:, at] for at, kind in enumerate(KINDS)}
+    return charts.maps(panels, list(heads), "position", "χ [sd]", (-1.5, 1.5))

@@ -17,9 +17,10 @@ from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.recipes.responses import with_comparison
 
 from .estimates import coefficient, exact_kinds, exact_polygon, responses
-from .findings import Outcome, findings, stage_snapshots
+from .findings import findings
+from .outcome import Outcome
 from .plans import by_hand, frequencies, plans_again, plans_for, shuffled, verified
-from .replicas import Course, course_of, representatives, retrained, trained, wanted_shares
+from .replicas import Course, course_of, representatives, retrained, stage_snapshots, trained, wanted_shares
 from .settings import Settings, Weighting, seeded
 
 T = TypeVar("T")

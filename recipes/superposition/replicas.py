@@ -86,3 +86,9 @@ def representatives(course: Course) -> dict[str, int]:
     names = at_snapshot(course, -1).names.tolist()
     kinds = [kind for kind, _ in Counter(names).most_common() if kind != "other"][:4]
     return {kind: names.index(kind) for kind in kinds}
+
+
+def stage_snapshots(settings: Settings) -> list[int]:
+    """Snapshots, closer to each other early on."""
+    spaced = np.geomspace(1, settings.snapshots, settings.stages).round().astype(int) - 1
+    return sorted(set(spaced.tolist()))

@@ -149,40 +149,22 @@ def test_files_that_are_no_recipe(tmp_path: Path, content: str, message: str) ->
         read_recipe(path, quick=False)
 
 
-def test_a_recipe_of_ones_own_runs_as_ours_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_of_the_documentation_runs_as_ours_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its module lies beside its file, and processes that compute its parts find it there."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "of_my_own.py").write_text(OWN, encoding="utf-8")
-    (tmp_path / "mine.toml").write_text('recipe = "of_my_own"\n[settings]\nnumbers = [2, 3]', encoding="utf-8")
+    page = (RECIPES.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for language, file in (("python", "squares.py"), ("jinja", "squares.j2"), ("toml", "mine.toml")):
+        (block,) = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+        (tmp_path / file).write_text(block, encoding="utf-8")
     printed = run_file(tmp_path / "mine.toml", tmp_path / "out", quick=False)
-    assert "They are 4 and 9." in printed
+    assert "The largest is 16: the goal is met." in printed
     found = json.loads((tmp_path / "out" / RESULTS).read_bytes())
-    assert [row["square"] for row in found["tables"]["Squares"]] == [4, 9]
-    (tmp_path / "torch.py").write_text(OWN, encoding="utf-8")
+    assert [row["square"] for row in found["tables"]["Squares"]] == [1, 4, 9, 16]
+    assert found["pictures"] == {"line": "Squares by number."}
+    (tmp_path / "squares.py").rename(tmp_path / "torch.py")
     (tmp_path / "mine.toml").write_text('recipe = "torch"', encoding="utf-8")
     with pytest.raises(ValueError, match=r"torch\.py has the name of the module .*: give it another name"):
         read_recipe(tmp_path / "mine.toml", quick=False)
-
-
-OWN = """
-from dataclasses import dataclass
-from patterning_fast.recipes.findings import Findings
-
-@dataclass(frozen=True)
-class Settings:
-    numbers: tuple[int, ...] = (1,)
-
-def square(number):
-    return {"square": number**2}
-
-def run(settings, pieces):
-    found = pieces.map("squares", square, {str(number): (number,) for number in settings.numbers})
-    said = " and ".join(str(each["square"]) for each in found.values())
-    return Findings(
-        title="Squares", claim="They are known.", goal="All.", verdict=[f"They are {said}."], seeds=[0],
-        tables={"Squares": list(found.values())},
-    )
-"""
 
 
 @pytest.mark.parametrize("name", ["..toml", "...toml", ".toml"])

@@ -20,14 +20,14 @@ import torch
 
 from patterning_fast.cli import main
 from patterning_fast.recipes.controls import dealt_out, non_negative
-from patterning_fast.recipes.induction.findings import TEMPLATE, against_goals
+from patterning_fast.recipes.induction.findings import TEMPLATE, about_modes, against_goals
 from patterning_fast.recipes.induction.runs import begun, initial_model, trained
 from patterning_fast.recipes.induction.settings import Settings
 from patterning_fast.recipes.induction.tables import crossing
 from patterning_fast.recipes.induction.text import text_of
 from patterning_fast.recipes.induction.weights import by_gradient
 from patterning_fast.recipes.recipe import DEMO, read_recipe, run
-from patterning_fast.recipes.templates import sentences
+from patterning_fast.recipes.templates import said as said_by
 from patterning_fast.tasks.induction import repeated_strings
 
 pytestmark = pytest.mark.filterwarnings("ignore:χ of .* is geometry of a Gaussian ball")  # as of a toy run
@@ -35,7 +35,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:χ of .* is geometry of a Gaussi
 COMMAND = [sys.executable, "-m", "patterning_fast.cli", "demo", "--quick", "--out"]
 QUICK = read_recipe(DEMO, quick=True).settings
 RECIPES = Path(__file__).parents[2] / "recipes"
-FILES = {"results.json", "weights.parquet", "curves.parquet", "curves.png", "chi.png", "mode.png", "report.html"}
+FILES = {
+    "results.json",
+    "weights.parquet",
+    "curves.parquet",
+    "curves.png",
+    "chi.png",
+    "mode.png",
+    "ratios.png",
+    "report.html",
+}
 
 
 def test_quick_demo_writes_everything(tmp_path: Path) -> None:
@@ -62,7 +71,7 @@ def test_quick_demo_writes_everything(tmp_path: Path) -> None:
     assert sorted(weights["random"]) == sorted(weights["amplified 0.3"])
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "mean ρ" in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert not re.search(r"<(script|link|iframe)|(src|href)=.?http", page)  # nothing beside the file itself
     assert "over base" in printed
     # A second run replaces the first; a folder of something else is left alone.
@@ -218,7 +227,8 @@ def test_words_say_what_the_table_says() -> None:
     }
 
     def said(**changes: list[float]) -> str:
-        return " ".join(sentences(TEMPLATE, "verdict", **against_goals(settings, formed | changes)))
+        values = against_goals(settings, formed | changes) | about_modes(settings, {}) | {"radius": None}
+        return " ".join(said_by(TEMPLATE, values)["verdict"])
 
     text = said()
     assert "formed the circuit at step 100, 200 of 1500" in text

@@ -15,7 +15,7 @@ import patterning_fast as pf
 from patterning_fast.models.superposition import TiedAutoencoder
 from patterning_fast.recipes import recipe
 from superposition import estimates, plans, replicas
-from superposition.findings import named
+from superposition.outcome import named
 from superposition.polygons import one_active, polygons
 from superposition.settings import Settings, Weighting
 

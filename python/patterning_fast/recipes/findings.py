@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from patterning_fast.recipes.templates import rendered
+from patterning_fast.recipes.templates import rendered, said
 from patterning_fast.report import figures
 from patterning_fast.report.output import RESULTS
 from patterning_fast.report.text import printable, text_table
@@ -48,6 +48,31 @@ class Findings:
     """The first is the one that matters most."""
     data: dict[str, Rows | Columns] = field(default_factory=dict)
     """Long tables, for Parquet: weights, curves, every run's end."""
+
+
+def findings_of(
+    template: Path,
+    values: Mapping[str, Any],
+    *,
+    seeds: Sequence[int],
+    tables: Mapping[str, Rows],
+    pictures: Mapping[str, Figure],
+    data: Mapping[str, Rows | Columns],
+) -> Findings:
+    """Findings whose words are a template's, made of values.
+
+    Its blocks are `title`, `claim`, `goal`, `verdict`, `details`, and `about_NAME` for each picture: what it shows.
+    """
+    blocks = said(template, values)
+    return Findings(
+        **{name: " ".join(blocks[name]) for name in ("title", "claim", "goal")},
+        verdict=blocks["verdict"],
+        details=blocks["details"],
+        seeds=list(seeds),
+        tables=dict(tables),
+        pictures={name: Picture(each, " ".join(blocks[f"about_{name}"])) for name, each in pictures.items()},
+        data=dict(data),
+    )
 
 
 def write(folder: Path, findings: Findings, made: Mapping[str, Any]) -> None:

@@ -35,23 +35,6 @@ def png(figure: Figure) -> bytes:
 
 
 @checked
-def curves(series: Mapping[str, tuple[Sequence[float], Sequence[float]]], threshold: float, ylabel: str) -> Figure:
-    """Training curves: name to (steps, values), with the threshold that marks the circuit's formation."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for (name, (steps, values)), colour, line in zip(series.items(), COLOURS, LINES, strict=False):
-        axes.plot(steps, values, color=colour, linestyle=line, linewidth=2, label=text.label(name))
-    axes.axhline(threshold, color="#888888", linewidth=0.8)
-    axes.annotate(
-        "half of the base run's final score", (0, threshold), xytext=(2, 3), textcoords="offset points", fontsize=8
-    )
-    axes.set(xlabel="training step", ylabel=ylabel)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
-
-
-@checked
 def chi_heat_map(chi: xr.Dataset, samples: Sequence[Whole], labels: Sequence[str]) -> Figure:
     """χ of the tokens of a few samples, one panel a component, in units of the component's standard deviation."""
     names = [str(name) for name in chi["component"].values]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -43,11 +43,14 @@ def rendered(template: str, **values: Any) -> str:
     return environment(HERE, in_markup=".html" in template).get_template(template).render(values)
 
 
-def sentences(template: Path, block: str, **values: Any) -> list[str]:
-    """The paragraphs of a block of a recipe's template: they are apart by an empty line, lines of one are joined."""
+def said(template: Path, values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The paragraphs of a recipe's template, by block: they are apart by an empty line, lines of one are joined."""
     found = environment(template.parent, in_markup=False).get_template(template.name)
-    lines = "".join(found.blocks[block](found.new_context(values)))
-    return [" ".join(each.split()) for each in lines.split("\n\n") if each.strip()]
+    context = found.new_context(values)
+    texts = {name: "".join(block(context)) for name, block in found.blocks.items()}
+    return {
+        name: [" ".join(each.split()) for each in text.split("\n\n") if each.strip()] for name, text in texts.items()
+    }
 
 
 def percent(share: float) -> str:
