@@ -7,6 +7,7 @@ their domains give: ordinary ones, those at a bound, and those that are not in i
 
 from __future__ import annotations
 
+import copy
 import functools
 import linecache
 import math
@@ -100,6 +101,11 @@ def posterior() -> pf.LocalPosterior:
 
 
 QUICK: dict[str, Any] = {"chains": 4, "draws": 3, "batch_size": 2, "tile": 2, "progress": False}
+
+TRAINED: dict[str, Any] = {
+    "data": data(), "loss": pf.losses.squared_error, "steps": 2, "batch_size": 2, "lr": 1e-2, "seeds": [0, 1],
+    "outcomes": {"norm": lambda model: sum(each.square().sum() for each in model.parameters())},
+}  # fmt: skip
 
 
 @functools.cache
@@ -297,6 +303,16 @@ TARGETS: dict[str, Target] = {
             "units": ["x", "y", "z"], "counts": [1, 2, 3],
         },
         lambda found: [found["chi"], found["chi_error"]],
+    ),
+    "training_adjoint": Target(
+        pf.training_adjoint,
+        lambda _: {"models": [copy.deepcopy(model()), copy.deepcopy(model())], **TRAINED},
+        lambda found: [found["chi"], found["chi_error"]],
+    ),
+    "metasmoothness": Target(
+        pf.metasmoothness,
+        lambda _: {"models": [model(), model()], "weights": torch.linspace(0.5, 1.5, 6), **TRAINED},
+        lambda found: [found["first"], found["second"]],
     ),
     "extreme_data": Target(
         pf.extreme_data, lambda _: {"mode": pf.modes(chi())[0], "texts": list("abcdef"), "count": 2}

@@ -36,7 +36,9 @@ from patterning_fast.samplers.rmsprop_sgld import RMSPropSGLD
 from patterning_fast.samplers.sghmc import SGHMC
 from patterning_fast.samplers.sgld import SGLD
 from patterning_fast.samplers.sgnht import SGNHT
+from patterning_fast.training.adjoint import training_adjoint
 from patterning_fast.training.huggingface import TrainerLoss
+from patterning_fast.training.metasmoothness import metasmoothness
 from patterning_fast.training.replicas import train_replicas
 from patterning_fast.training.train import train, weighted_loss
 from patterning_fast.training.weights_file import load_weights, save_weights
@@ -78,6 +80,7 @@ __all__ = [
     "load_weights",
     "losses",
     "match_modes",
+    "metasmoothness",
     "modes",
     "ops",
     "sample",
@@ -86,6 +89,7 @@ __all__ = [
     "train",
     "train_replicas",
     "train_towards",
+    "training_adjoint",
     "training_response",
     "use_backend",
     "verify",
