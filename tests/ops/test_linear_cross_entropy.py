@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from patterning_fast.ops.linear_cross_entropy import linear_cross_entropy, weighted_linear_cross_entropy
@@ -339,11 +340,48 @@ def test_gradcheck(function: Function, unembeddings: int, offsets: int | None, g
     assert torch.autograd.gradcheck(of_floats, tuple(tensor.requires_grad_() for tensor in leaves))
 
 
-@pytest.mark.parametrize("function", [through_losses, in_one_pass])
-def test_differentiable_once_only(function: Function, generator: torch.Generator) -> None:
+@pytest.mark.parametrize("offsets", [None, 1])
+def test_second_derivatives(offsets: int | None, generator: torch.Generator) -> None:
+    given = without_sharing(inputs((2, 4, 3, 5, 1), generator, offsets))
+    given = given.map(lambda tensor: tensor if tensor.dtype == torch.int64 else tensor.double())
+    leaves = [given.hidden, given.unembedding] + ([] if given.offset_scale is None else [given.offset_scale])
+
+    def of_floats(h: Tensor, u: Tensor, s: Tensor | None = None) -> Tensor:
+        return through_losses(given._replace(hidden=h, unembedding=u, offset_scale=s))
+
+    assert torch.autograd.gradgradcheck(of_floats, tuple(tensor.requires_grad_() for tensor in leaves))
+
+
+@pytest.mark.parametrize("chains", [1, 2])
+def test_second_derivatives_under_func(chains: int, generator: torch.Generator) -> None:
+    """The Hessian, and a Hessian-vector product for each example of a vmap, are those of torch's own operations."""
+    given = without_sharing(inputs((chains, 4, 3, 5, 1), generator, None))
+    given = given.map(lambda tensor: tensor if tensor.dtype == torch.int64 else tensor.double())
+
+    def plain(hidden: Tensor) -> Tensor:
+        logits = hidden @ given.unembedding.mT
+        losses = F.cross_entropy(logits.flatten(0, -2), given.labels.flatten(), reduction="none", ignore_index=IGNORED)
+        return 3 * (losses * given.weights.flatten()).sum()
+
+    def ours(hidden: Tensor) -> Tensor:
+        return through_losses(given._replace(hidden=hidden))
+
+    expected = torch.func.jacrev(torch.func.grad(plain))(given.hidden)
+    assert torch.allclose(torch.func.jacrev(torch.func.grad(ours))(given.hidden), expected, atol=1e-12)
+    directions = torch.randn(3, *given.hidden.shape, generator=generator, dtype=torch.float64)
+
+    def product(direction: Tensor) -> Tensor:
+        return torch.func.vjp(torch.func.grad(ours), given.hidden)[1](direction)[0]
+
+    of_each = torch.func.vmap(product)(directions)
+    products = directions.flatten(1) @ expected.reshape(2 * [given.hidden.numel()])
+    assert torch.allclose(of_each.flatten(1), products, atol=1e-12)
+
+
+def test_one_pass_is_differentiable_once_only(generator: torch.Generator) -> None:
     given = without_sharing(inputs((1, 4, 3, 5, 1), generator, 1))
     hidden = given.hidden.requires_grad_()
-    (gradient,) = torch.autograd.grad(function(given).square(), hidden, create_graph=True)
+    (gradient,) = torch.autograd.grad(in_one_pass(given).square(), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 

@@ -204,3 +204,62 @@ def test_trainings_that_run_away_are_refused() -> None:
 
     with pytest.raises(FloatingPointError, match="have a finite response"):
         pf.training_adjoint(new_models(torch.float32), samples(torch.float32), steep, bounded, **SETTINGS)
+
+
+class Once(torch.autograd.Function):
+    """A square, as if its derivative were a constant."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.slope = 2 * inputs[0].detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * ctx.slope
+
+
+class Squares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Once.apply(x @ self.weight.T)  # type: ignore[no-untyped-call]
+
+
+def test_a_loss_without_a_second_derivative_is_refused() -> None:
+    models = [Squares() for _ in SEEDS]
+    with pytest.raises(ValueError, match="the loss has no second derivative: along a random direction its gradient ch"):
+        pf.training_adjoint(models, samples(torch.float32), cross_entropy, {"size": size}, **SETTINGS)
+
+
+def test_a_language_model_of_ours_answers_as_finite_differences_do() -> None:
+    """Its attention and losses are kernels whose gradients have gradients."""
+    data, token = tokens(6), (2, 5)
+
+    def trained(rho: Tensor) -> list[nn.Module]:
+        models: list[nn.Module] = [language_model(seed=seed) for seed in (0, 1)]
+        for model, seed in zip(models, (4, 5), strict=True):
+            pf.train(model, data, pf.losses.next_token, weights=rho, seed=seed, progress=False, weight_decay=0.0, **few)
+        return models
+
+    def outcome(model: nn.Module) -> Tensor:
+        return pf.losses.next_token(model, data).mean()
+
+    few: dict[str, Any] = {"steps": 6, "batch_size": 4, "lr": 0.01}
+    models = [language_model(seed=seed) for seed in (0, 1)]
+    found = pf.training_adjoint(models, data, pf.losses.next_token, {"loss": outcome}, seeds=[4, 5], **few)
+    ends = []
+    for sign in (1, -1):
+        rho = torch.ones(6, data.shape[1] - 1)
+        rho[token] += 0.1 * sign
+        ends.append(np.mean([float(outcome(model).detach()) for model in trained(rho)]))
+    # ρ is divided by its mean, as χ is about its mean; steps of 0.1 in float32 know the slope to some percent.
+    expected = (ends[0] - ends[1]) / 0.2 * rho.numel()
+    assert float(found["chi"][0, token[0] * (data.shape[1] - 1) + token[1]]) == pytest.approx(expected, rel=0.05)

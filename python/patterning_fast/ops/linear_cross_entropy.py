@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from patterning_fast.arguments import explained
 from patterning_fast.ops import library
 from patterning_fast.ops.checks import address, check_same_device, check_tensor
 from patterning_fast.ops.cuda import kernels, launch, workspace
+from patterning_fast.ops.reference import cross_entropy
 from patterning_fast.ops.reference.cross_entropy import linear_cross_entropy as reference
 
 LABELS = {1: "labels must lie in [0, vocabulary) or be ignore_index"}
@@ -77,8 +79,8 @@ def linear_cross_entropy(
     With `offset`, logits of which a part is known: `hidden @ unembedding.T + offset_scale[..., None] * offset`. Where
     little of a network moves, that part stays the same, and the product with what moves may be narrow.
 
-    Differentiable once in `hidden`, `unembedding` and `offset_scale`; the backward pass makes the logits again, some
-    at a time. Under `torch.func.vmap` examples become chains.
+    Differentiable in `hidden`, `unembedding` and `offset_scale`. The backward pass makes the logits again, some at a
+    time; second derivatives hold them all. Under `torch.func.vmap` examples become chains.
 
     Args:
         hidden: float32 `[tokens, width]` or `[chains, tokens, width]`; float64 runs on the reference.
@@ -260,11 +262,10 @@ class Losses(torch.autograd.Function):
         ctx.ignore_index = inputs[-1]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         hidden, unembedding, labels, offset, offset_scale = ctx.saved_tensors
         needed = ctx.needs_input_grad
-        _, grad_hidden, grad_unembedding, grad_offset_scale = LossesAndGradients.apply(  # type: ignore[no-untyped-call]
+        grad_hidden, grad_unembedding, grad_offset_scale = Gradients.apply(  # type: ignore[no-untyped-call]
             hidden, unembedding, labels, grad_losses.contiguous(), offset, offset_scale, ctx.ignore_index,
             (needed[0], needed[1], needed[4]),
         )  # fmt: skip
@@ -283,6 +284,49 @@ class Losses(torch.autograd.Function):
             ignore_index,
         )
         return examples.part(losses), 0
+
+
+class Gradients(torch.autograd.Function):
+    """The gradients in hidden, unembedding and offset_scale of the weighted losses, themselves differentiable."""
+
+    @staticmethod
+    def forward(
+        hidden: Tensor,
+        unembedding: Tensor,
+        labels: Tensor,
+        weights: Tensor,
+        offset: Tensor | None,
+        offset_scale: Tensor | None,
+        ignore_index: int,
+        wanted: tuple[bool, bool, bool],
+    ) -> Results:
+        return run(hidden, unembedding, labels, weights, offset, offset_scale, ignore_index, wanted)[1:]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Results) -> None:
+        ctx.save_for_backward(*inputs[:-2])
+        ctx.ignore_index, ctx.wanted = inputs[-2:]
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, unembedding, labels, weights, offset, scale = ctx.saved_tensors
+        at = [place for place, wanted in enumerate(ctx.wanted) if wanted]
+
+        def gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
+            *differentiated, weights = inputs
+            losses_of = partial(cross_entropy.losses, labels=labels, offset=offset, ignore_index=ctx.ignore_index)
+            found: tuple[Tensor, ...] = torch.func.vjp(losses_of, *differentiated)[1](weights)
+            return tuple(found[place] for place in at)
+
+        inputs = [each for each in (hidden, unembedding, scale, weights) if each is not None]
+        grads = tuple(each for place, each in enumerate(upstream) if place in at)
+        *found, by_weights = torch.func.vjp(gradients, *inputs)[1](grads)
+        by_scale = None if scale is None else found[2]
+        return found[0], found[1], None, by_weights, None, by_scale, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Results, tuple[int | None, ...]]:
+        return over_examples(Gradients, info, in_dims, inputs)
 
 
 class LossesAndGradients(torch.autograd.Function):
@@ -311,27 +355,34 @@ class LossesAndGradients(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Results, tuple[int | None, ...]]:
-        hidden, unembedding, labels, weights, offset, offset_scale, ignore_index, wanted = inputs
-        # Within a vmap tensors do not tell that they want a gradient; here, outside it, they do.
-        differentiated = hidden, unembedding, offset_scale
-        wanted = tuple(wants or wants_gradient(x) for wants, x in zip(wanted, differentiated, strict=True))
-        examples = Examples(info.batch_size, hidden, in_dims[0])
-        results = LossesAndGradients.apply(  # type: ignore[no-untyped-call]
-            examples.join(hidden, in_dims[0], 2),
-            # Each example gets the gradient of its own losses.
-            examples.join(unembedding, in_dims[1], 2, may_share=not wanted[1]),
-            examples.join(labels, in_dims[2], 1),
-            examples.join(weights, in_dims[3], 1),
-            examples.join(offset, in_dims[4], 2, may_share=True),
-            examples.join(offset_scale, in_dims[5], 1),
-            ignore_index,
-            wanted,
-        )
-        losses, grad_hidden, grad_unembedding, grad_offset_scale = map(examples.part, results)
-        if grad_unembedding is not None and grad_unembedding.dim() > unembedding.dim() + (in_dims[1] is None):
-            grad_unembedding = grad_unembedding.sum(1)  # over chains, which share it
-        parts = losses, grad_hidden, grad_unembedding, grad_offset_scale
-        return parts, tuple(None if part is None else 0 for part in parts)
+        return over_examples(LossesAndGradients, info, in_dims, inputs)
+
+
+def over_examples(
+    function: Any, info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]
+) -> tuple[Results, tuple[int | None, ...]]:
+    """The rule for vmap of what `run` computes: examples are chains."""
+    hidden, unembedding, labels, weights, offset, offset_scale, ignore_index, wanted = inputs
+    # Within a vmap tensors do not tell that they want a gradient; here, outside it, they do.
+    differentiated = hidden, unembedding, offset_scale
+    wanted = tuple(wants or wants_gradient(x) for wants, x in zip(wanted, differentiated, strict=True))
+    examples = Examples(info.batch_size, hidden, in_dims[0])
+    results = function.apply(
+        examples.join(hidden, in_dims[0], 2),
+        # Each example gets the gradient of its own losses.
+        examples.join(unembedding, in_dims[1], 2, may_share=not wanted[1]),
+        examples.join(labels, in_dims[2], 1),
+        examples.join(weights, in_dims[3], 1),
+        examples.join(offset, in_dims[4], 2, may_share=True),
+        examples.join(offset_scale, in_dims[5], 1),
+        ignore_index,
+        wanted,
+    )
+    *first, grad_unembedding, grad_offset_scale = map(examples.part, results)
+    if grad_unembedding is not None and grad_unembedding.dim() > unembedding.dim() + (in_dims[1] is None):
+        grad_unembedding = grad_unembedding.sum(1)  # over chains, which share it
+    parts = *first, grad_unembedding, grad_offset_scale
+    return parts, tuple(None if part is None else 0 for part in parts)
 
 
 class WeightedTotal(torch.autograd.Function):

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from patterning_fast import _C
 from patterning_fast.arguments import explained
@@ -95,7 +94,6 @@ class Mixed(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_mixed: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cos, sin, mixed, log_sums = ctx.saved_tensors
         return Gradient.apply(qkv, cos, sin, mixed, log_sums, grad_mixed.contiguous()), None, None  # type: ignore[no-untyped-call]
@@ -107,7 +105,7 @@ class Mixed(torch.autograd.Function):
 
 
 class Gradient(torch.autograd.Function):
-    """The gradient by qkv."""
+    """The gradient by qkv, which is differentiated by its definition."""
 
     @staticmethod
     def forward(qkv: Tensor, cos: Tensor, sin: Tensor, mixed: Tensor, log_sums: Tensor, grad_mixed: Tensor) -> Tensor:
@@ -117,11 +115,20 @@ class Gradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
+        qkv, cos, sin, _, _, grad_mixed = inputs
+        ctx.save_for_backward(qkv, cos, sin, grad_mixed)
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[None, ...]:
-        return (None,) * 6
+    def backward(ctx: Any, grad_qkv: Tensor) -> tuple[Tensor | None, ...]:
+        qkv, cos, sin, grad_mixed = ctx.saved_tensors
+
+        def gradient(qkv: Tensor, grad_mixed: Tensor) -> Tensor:
+            back: Any = torch.func.vjp(lambda each: reference.mix(each, cos, sin), qkv)[1]
+            (found,) = back(grad_mixed)
+            return found
+
+        by_qkv, by_grad_mixed = torch.func.vjp(gradient, qkv, grad_mixed)[1](grad_qkv)
+        return by_qkv, None, None, None, None, by_grad_mixed
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, int]:

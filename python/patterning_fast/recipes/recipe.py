@@ -48,6 +48,7 @@ class Recipe:
     """What was tried at other settings, in sentences."""
 
 
+@checked
 def read_recipe(path: Path, quick: bool) -> Recipe:
     """The recipe in a TOML file, with the settings of its table `quick` where those are wanted.
 

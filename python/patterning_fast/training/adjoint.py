@@ -61,13 +61,15 @@ def training_adjoint(
     last: from some 5 on, training is chaotic and χ the noise of a few models. `invert` and `aggregate` take the result,
     with nβ = 1.
 
-    Raises ValueError for other than one seed a model, models that differ in shape, and an outcome that is not one
+    Raises ValueError for other than one seed a model, models that differ in shape, a loss without a second derivative,
+    and an outcome that is not one
     finite number with a gradient; FloatingPointError where no two models have a finite response.
     """
     training = retraceable(
         models, data, loss, weights, steps=steps, batch_size=batch_size, lr=lr, seeds=seeds, weight_decay=weight_decay,
         optimizer=optimizer,
     )  # fmt: skip
+    training.check_second_derivative()
     training.run()
     values, gradients = zip(*(of_outcomes(model, outcomes) for model in models), strict=True)
     found, growth = training.back(torch.stack(gradients, 1))

@@ -23,6 +23,11 @@ from patterning_fast.training.side_by_side import LossOf
 
 Optimizing = Literal["adamw", "sgd"]
 
+MOVE = 1e-2
+"""Length of a random move of the parameters, of their norm."""
+AGREES, FELT = 0.5, 1e-3
+"""How far two estimates of the gradient's change may differ, of the larger; and what of the gradient rounding hides."""
+
 State = tuple[Tensor, ...]
 """Parameters and what the optimizer remembers, each `[models, params]`."""
 
@@ -79,6 +84,34 @@ class Retraceable:
         self.chosen = torch.stack([torch.stack([each.draw() for each in minibatches]) for _ in range(steps)])
         self.kept_every = math.isqrt(steps - 1) + 1
         self.losses_of = losses_of(models[0], loss)
+
+    def check_second_derivative(self) -> None:
+        """Raise ValueError where autograd's second derivative of the first minibatch's loss is not how its gradient
+        changes: operations without one are silently taken for linear."""
+        params = torch.stack([parameters_to_vector(model.parameters()).detach() for model in self.models])
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.randn(params.shape, generator=generator, dtype=params.dtype).to(params)
+        direction *= MOVE * params.norm() / direction.norm()
+
+        def gradient(at: Tensor, differentiable: bool = False) -> Tensor:
+            losses = self.losses_of(at, take(self.data, self.chosen[0]))
+            (found,) = torch.autograd.grad(losses.sum(), at, create_graph=differentiable)
+            return found
+
+        leaf = params.requires_grad_()
+        here = gradient(leaf, differentiable=True)
+        told = torch.zeros_like(params)
+        if here.requires_grad:
+            (told,) = torch.autograd.grad(here, leaf, direction, materialize_grads=True)
+        ends = [gradient((params + sign * direction).detach().requires_grad_()) for sign in (1, -1)]
+        seen = (ends[0] - ends[1]) / 2
+        most = float(torch.maximum(told.norm(), seen.norm()))
+        if float((told - seen).norm()) > AGREES * most and most > FELT * float(here.detach().norm()):
+            raise ValueError(
+                f"the loss has no second derivative: along a random direction its gradient changes by "
+                f"{float(seen.norm()):.3g}, autograd says {float(told.norm()):.3g}; use operations that are "
+                "differentiable twice, such as torch's own"
+            )
 
     def run(self) -> None:
         """All steps; leaves the models as they end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -25,6 +26,23 @@ def weighted_cross_entropy(
         scale = torch.ones_like(labels, dtype=torch.float64) if weights is None else weights.double()
         one_hot = torch.zeros_like(log_p).scatter_(-1, target[:, None], 1.0)
         grad_logits.copy_(torch.where(kept[:, None], scale[:, None] * (log_p.exp() - one_hot), 0.0))
+
+
+def losses(
+    hidden: Tensor,
+    unembedding: Tensor,
+    offset_scale: Tensor | None = None,
+    *,
+    labels: Tensor,
+    offset: Tensor | None,
+    ignore_index: int,
+) -> Tensor:
+    """Losses of `linear_cross_entropy`, of labels' shape, in hidden's own precision."""
+    logits = hidden @ unembedding.mT
+    if offset is not None and offset_scale is not None:
+        logits = logits + offset_scale[..., None] * offset
+    found = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index, reduction="none")
+    return found.view(labels.shape)
 
 
 def linear_cross_entropy(

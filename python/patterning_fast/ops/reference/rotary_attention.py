@@ -25,6 +25,12 @@ def scores(query: Tensor, key: Tensor) -> Tensor:
     return (query @ key.transpose(-1, -2) / width**0.5).masked_fill(future, -torch.inf)
 
 
+def mix(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """What heads gather `[batch, T, heads, head_width]`, in qkv's own precision."""
+    query, key, value = parts(qkv, cos, sin)
+    return (scores(query, key).softmax(-1) @ value).transpose(1, 2)
+
+
 def rotary_attention(qkv: Tensor, cos: Tensor, sin: Tensor, mixed: Tensor, log_sums: Tensor) -> None:
     query, key, value = parts(qkv.double(), cos.double(), sin.double())
     products = scores(query, key)
