@@ -52,7 +52,7 @@ def tools() -> Iterator[tuple[str, Any]]:
 def used_outside() -> set[tuple[str, str]]:
     """Module and name of all that one file uses of another."""
     used = set()
-    for path in [*(ROOT / "python").rglob("*.py"), *(ROOT / "bench").rglob("*.py")]:
+    for path in [each for folder in ("python", "recipes", "bench") for each in (ROOT / folder).rglob("*.py")]:
         tree, modules = ast.parse(path.read_text(encoding="utf-8")), {}
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("patterning_fast"):

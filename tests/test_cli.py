@@ -30,7 +30,9 @@ def test_unknown_commands_are_refused(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_terminal_of_ascii(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.toml").write_text('recipe = "induction"\nsettings = { "λ̂ ≥ 漢" = 1 }', encoding="utf-8")
+    (tmp_path / "a.toml").write_text(
+        'recipe = "patterning_fast.recipes.induction"\nsettings = { "λ̂ ≥ 漢" = 1 }', encoding="utf-8"
+    )
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding="ascii") for _ in range(2))
     monkeypatch.setattr("sys.stdout", out)
     monkeypatch.setattr("sys.stderr", err)

@@ -18,8 +18,8 @@ from patterning_fast.plain_torch import check_trainable
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, take
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
+from patterning_fast.training.loss_of import LossOf
 from patterning_fast.training.minibatches import Minibatches
-from patterning_fast.training.side_by_side import LossOf
 
 Optimizing = Literal["adamw", "sgd"]
 

@@ -13,18 +13,8 @@ from patterning_fast.arguments import Count, NonNegative, Positive, Seed, checke
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.data import sample_count, take
 from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.training.loss_of import LossOf
 from patterning_fast.training.minibatches import Minibatches
-
-
-class LossOf(nn.Module):
-    """A model and its loss as one module."""
-
-    def __init__(self, model: nn.Module, loss: Loss) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-
-    def forward(self, batch: Batch) -> Tensor:
-        return self.loss(self.model, batch)
 
 
 @checked
