@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -90,3 +92,27 @@ def test_attention_patterns_are_those_of_the_forward_pass() -> None:
         # Sums of 8 float32 products of size 1.
         assert torch.allclose(layer(hidden, model.rotary_cos, model.rotary_sin), expected, atol=1e-5)
         hidden = hidden + layer(hidden, model.rotary_cos, model.rotary_sin)
+
+
+def test_head_scores_as_observables() -> None:
+    """The same numbers, and the gradient of central differences."""
+    model = language_model()
+    strings = repeated_strings(torch.arange(11), 16, 9, seed=0)
+    scores = strings.head_scores(model)
+    direction = torch.randn(model.attention_layers()[1].qkv.shape, generator=torch.Generator().manual_seed(1))
+    for score in ("induction", "previous_token"):
+        every = strings.observable(score)
+        assert float(every(model).detach()) == pytest.approx(sum(each[score] for each in scores.values()), rel=1e-5)
+        one = strings.observable(score, "l1h0")
+        assert float(one(model).detach()) == pytest.approx(scores["l1h0"][score], rel=1e-5)
+        (slope,) = torch.autograd.grad(one(model), [model.attention_layers()[1].qkv])
+        moved = []
+        for step in (1e-2, -1e-2):
+            other = copy.deepcopy(model)
+            with torch.no_grad():
+                other.attention_layers()[1].qkv.add_(direction, alpha=step)
+                moved.append(float(one(other)))
+        # Float32 values of .2 over a step of .02, and a third order of the same size.
+        assert float((slope * direction).sum()) == pytest.approx((moved[0] - moved[1]) / 2e-2, abs=1e-3)
+    with pytest.raises(ValueError, match="no head 'l2h0'"):
+        strings.observable("induction", "l2h0")(model)

@@ -68,9 +68,8 @@ class AttentionOnlyLM(nn.Module):
         """Cosines and sines of the first positions, each `[length, head_width]`."""
         return self.rotary_cos[:length], self.rotary_sin[:length]
 
-    @torch.no_grad()
     def attention_patterns(self, tokens: Tensor) -> Tensor:
-        """Attention probabilities `[layers, batch, heads, T, T]` on `tokens` `[batch, T]`."""
+        """Attention probabilities `[layers, batch, heads, T, T]` on `tokens` `[batch, T]`, differentiable."""
         length = tokens.shape[-1]
         cos, sin = self.rotary(length)
         patterns = []

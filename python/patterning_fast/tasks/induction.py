@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from patterning_fast.arguments import Count, Seed, checked
 from patterning_fast.models.attention_only import AttentionOnlyLM
 from patterning_fast.posterior.losses import next_token
+from patterning_fast.posterior.observables import Observable
+
+Score = Literal["induction", "previous_token"]
 
 COMPARED = 2**26
 """Pairs of tokens at once."""
@@ -42,23 +46,45 @@ class RepeatedStrings:
     def head_scores(self, model: AttentionOnlyLM) -> dict[str, dict[str, float]]:
         """Mean attention of every head, on the repeats, to the token after the last occurrence ("induction"), and
         anywhere to the token before ("previous_token"): head name to score to value in [0, 1]."""
-        return self.scores(model.attention_patterns(self.tokens[:, :-1]))
+        with torch.no_grad():
+            return self.scores(model.attention_patterns(self.tokens[:, :-1]))
 
     def scores(self, patterns: Tensor) -> dict[str, dict[str, float]]:
         """`head_scores` from any model's attention to the strings, `[layers, strings, heads, T, T]`."""
+        measured = {score: each.tolist() for score, each in self.by_layer(patterns).items()}
+        return {
+            f"l{layer}h{head}": {score: values[layer][head] for score, values in measured.items()}
+            for layer in range(patterns.shape[0])
+            for head in range(patterns.shape[2])
+        }
+
+    def observable(self, score: Score, head: str | None = None) -> Observable:
+        """A score of one head, or the sum of all heads', as a differentiable function of the model.
+
+        Raises ValueError, when it is called, for a head that the model has not.
+        """
+
+        def value(model: nn.Module) -> Tensor:
+            assert isinstance(model, AttentionOnlyLM)
+            measured = self.by_layer(model.attention_patterns(self.tokens[:, :-1]))[score]
+            if head is None:
+                return measured.sum()
+            names = [f"l{layer}h{each}" for layer in range(measured.shape[0]) for each in range(measured.shape[1])]
+            if head not in names:
+                raise ValueError(f"the model has no head {head!r}; it has {', '.join(names)}")
+            return measured.flatten()[names.index(head)]
+
+        return value
+
+    def by_layer(self, patterns: Tensor) -> dict[Score, Tensor]:
+        """`scores`, each as a tensor `[layers, heads]`, differentiable."""
         length = patterns.shape[-1]
         queries = torch.arange(length, device=patterns.device)
         source = (queries - self.periods[:, None] + 1).clamp(min=0)
         induction = patterns.gather(-1, source[None, :, None, :, None].expand(*patterns.shape[:3], -1, 1)).squeeze(-1)
-        induction = induction.movedim(2, -1)[:, self.repeats()].mean(1)
-        previous = patterns.diagonal(-1, -2, -1).mean((1, 3))
         return {
-            f"l{layer}h{head}": {
-                "induction": float(induction[layer, head]),
-                "previous_token": float(previous[layer, head]),
-            }
-            for layer in range(patterns.shape[0])
-            for head in range(patterns.shape[2])
+            "induction": induction.movedim(2, -1)[:, self.repeats()].mean(1),
+            "previous_token": patterns.diagonal(-1, -2, -1).mean((1, 3)),
         }
 
 
