@@ -11,40 +11,33 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+import xarray as xr
 
 from patterning_fast.cli import main
-from patterning_fast.recipes.controls import dealt_out, non_negative
-from patterning_fast.recipes.induction.findings import TEMPLATE, about_modes, against_goals
-from patterning_fast.recipes.induction.runs import begun, initial_model, trained
-from patterning_fast.recipes.induction.settings import Settings
+from patterning_fast.recipes.controls import alike, dealt_out, non_negative
+from patterning_fast.recipes.induction.estimates import scene_of, with_permutations
+from patterning_fast.recipes.induction.findings import TEMPLATE, against_goals
+from patterning_fast.recipes.induction.runs import initial_model, trained, without_best_heads
+from patterning_fast.recipes.induction.settings import CONTROLS, SOURCES, Settings
+from patterning_fast.recipes.induction.sources import Scene, by_compression, by_gradient, by_score, to_all
 from patterning_fast.recipes.induction.tables import crossing
-from patterning_fast.recipes.induction.text import text_of
-from patterning_fast.recipes.induction.weights import by_gradient
 from patterning_fast.recipes.recipe import DEMO, read_recipe, run
 from patterning_fast.recipes.templates import said as said_by
-from patterning_fast.tasks.induction import repeated_strings
 
 pytestmark = pytest.mark.filterwarnings("ignore:χ of .* is geometry of a Gaussian ball")  # as of a toy run
 
 COMMAND = [sys.executable, "-m", "patterning_fast.cli", "demo", "--quick", "--out"]
 QUICK = read_recipe(DEMO, quick=True).settings
 RECIPES = Path(__file__).parents[2] / "recipes"
-FILES = {
-    "results.json",
-    "weights.parquet",
-    "curves.parquet",
-    "curves.png",
-    "chi.png",
-    "mode.png",
-    "ratios.png",
-    "report.html",
-}
+PICTURES = {"ratios.png", "weights.png", "curves.png", "mode.png", "classes.png"}
+FILES = {"results.json", "weights.parquet", "curves.parquet", "report.html"} | PICTURES
 
 
 def test_quick_demo_writes_everything(tmp_path: Path) -> None:
@@ -57,21 +50,23 @@ def test_quick_demo_writes_everything(tmp_path: Path) -> None:
     assert len(done.stderr) < 2000
     assert done.stderr.isascii()
     printed = done.stdout.decode("ascii")
-    assert "mean rho" in printed
-    assert {path.name for path in out.iterdir()} == FILES
+    assert "rho of what induction predicts" in printed
+    assert {path.name for path in out.iterdir()} - PICTURES == FILES - PICTURES
     assert list(out.parent.iterdir()) == [out]
     results = json.loads((out / "results.json").read_text())
-    assert [row["run"] for row in results["tables"]["Runs"]] == ["base", "amplified 0.3", "suppressed 0.3", "random"]
-    assert pyarrow.parquet.read_table(out / "curves.parquet").num_rows == 4 * 5
+    runs = [row["run"] for row in results["tables"]["Runs"]]
+    assert runs == ["base", "amplified", "suppressed", "random", "loss-matched"]
+    assert pyarrow.parquet.read_table(out / "curves.parquet").num_rows == 5 * 5
     weights = pyarrow.parquet.read_table(out / "weights.parquet").to_pydict()
-    for name in ("amplified 0.3", "suppressed 0.3", "random"):
-        assert len(weights[name]) == 128 * 32
+    for name in ("amplified", "suppressed", "random", "loss-matched", "compression", "spread", "no loss"):
+        assert len(weights[name]) == 128
         assert np.mean(weights[name]) == pytest.approx(1.0, abs=1e-6)
         assert min(weights[name]) >= 0
-    assert sorted(weights["random"]) == sorted(weights["amplified 0.3"])
+    for name in ("random", "loss-matched"):
+        assert sorted(weights[name]) == sorted(weights["amplified"])
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "mean ρ" in page
-    assert page.count("data:image/png;base64,") == 4
+    assert "ρ of what induction predicts" in page
+    assert page.count("data:image/png;base64,") >= 4
     assert not re.search(r"<(script|link|iframe)|(src|href)=.?http", page)  # nothing beside the file itself
     assert "over base" in printed
     # A second run replaces the first; a folder of something else is left alone.
@@ -153,12 +148,66 @@ def test_non_negative_weights_of_a_strength() -> None:
     assert float(rho.min()) == 0.0
 
 
-def test_gradient_weights_prefer_the_loss_they_are_made_for() -> None:
-    """Data that are the strings with repeats themselves: their repeats, whose mean loss it is, weigh more."""
-    settings = QUICK
-    repeats = repeated_strings(torch.arange(96), 32, settings.length, seed=2)
-    rho = by_gradient(initial_model(settings, 96, 0), repeats.tokens, repeats, 0.3)
-    assert float(rho[repeats.repeats()].mean()) > float(rho[~repeats.repeats()].mean()) + 0.05
+def test_classes_are_of_like_values() -> None:
+    values = torch.randn(400, generator=torch.Generator().manual_seed(0))
+    classes = alike(values, 4)
+    assert classes.bincount().tolist() == [100, 100, 100, 100]
+    order = [(float(values[classes == each].min()), float(values[classes == each].max())) for each in range(4)]
+    assert all(before[1] < after[0] for before, after in pairwise(order))
+
+
+def scene() -> Scene:
+    """A seed's text and a model that has not been trained."""
+    parameters = initial_model(QUICK, 96, 0).state_dict()
+    return scene_of(QUICK, 0, {"parameters": parameters, "early": parameters})
+
+
+def test_compression_finds_what_comes_again() -> None:
+    here = scene()
+    found, classes = by_compression(here), here.text.classes
+    assert float(found[classes == "repeats"].mean()) > float(found[classes == "boilerplate"].mean()) + 2
+
+
+def test_gradient_prefers_the_loss_it_is_made_for() -> None:
+    """Contexts that are the strings said again themselves, beside text: a step down their loss lowers theirs."""
+    here = scene()
+    strings = here.text.strings.tokens
+    text = replace(here.text, tokens=torch.cat((strings, here.text.tokens[here.text.classes == "boilerplate"])))
+    found = by_gradient(replace(here, text=text), early=False)
+    assert float(found[: len(strings)].mean()) > float(found[len(strings) :].mean())
+
+
+def test_values_of_all_known_contexts_are_their_own() -> None:
+    """And those of others are what is fitted to them."""
+    here = replace(scene(), settings=replace(QUICK, chi_contexts=128))
+    generator = np.random.default_rng(0)
+    chi = xr.Dataset({"chi": (("component", "token"), generator.normal(size=(3, 128 * 32)))})
+    wanted = chi["chi"].values.reshape(3, 128, -1).mean(2).T @ np.array([1.0, -2.0, 0.5])
+    found = to_all(here, here.model, chi, wanted).numpy()
+    assert np.allclose(found - found.mean(), wanted - wanted.mean(), atol=1e-6)
+    few = chi.isel(token=slice(64 * 32))
+    assert len(to_all(here, here.model, few, wanted[:64])) == 128
+
+
+def test_scores_of_a_seed_go_into_weights() -> None:
+    """χ of a score is a response: its contexts differ, and early is of the early model."""
+    here = scene()
+    found = by_score(here, "induction", early=False)
+    assert torch.equal(found, by_score(here, "induction", early=True))  # the same model here
+    assert float(found.std()) > 0
+
+
+def test_a_model_without_its_heads_is_told() -> None:
+    here = scene()
+    loss = here.text.strings.loss_on_repeats(without_best_heads(here.model, here.text.strings))
+    assert loss != here.text.strings.loss_on_repeats(here.model)
+
+
+def test_permutations_tell_a_correlation_from_chance() -> None:
+    generator = np.random.default_rng(0)
+    one, noise = generator.normal(size=30), generator.normal(size=30)
+    assert with_permutations(one, one + 0.1 * noise, 0)["p"] == 1e-4
+    assert with_permutations(one, noise, 0)["p"] > 0.05
 
 
 def test_text_of_domains_with_chi_on_some_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,38 +222,25 @@ def test_text_of_domains_with_chi_on_some_of_it(tmp_path: Path, monkeypatch: pyt
         (text / f"{name}.txt").write_text("".join(phrase.format(number, number) for number in range(2000)))
     file = tmp_path / "small.toml"
     quick = (RECIPES / "induction-gpu.toml").read_text().partition("[quick]")[2]
-    file.write_text(
-        f'recipe = "patterning_fast.recipes.induction"\n[settings]{quick}'.replace('"found"', json.dumps(str(text)))
-    )
+    quick = quick.replace('"found"', json.dumps(str(text)))
+    file.write_text(f'recipe = "patterning_fast.recipes.induction"\n[settings]{quick}')
     made = read_recipe(file, quick=False)
     run(made, tmp_path / "out", "by hand")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert [row["run"] for row in results["tables"]["Weights"]] == [
-        "amplified 0.3", "suppressed 0.3", "random", "loss alone", "no loss"
-    ]  # fmt: skip
-    for row in results["tables"]["Weights"]:
-        assert row["mean ρ"] == pytest.approx(1.0, abs=1e-6)
-        if row["run"] == "loss alone":
-            assert row["ρ: seen before"] == pytest.approx(1.0, abs=0.2)
-            assert 0.05 < row["strength α"] < 0.3
-        else:
-            assert row["strength α"] == pytest.approx(0.3, rel=1e-4)
-    assert {row["domain"] for row in results["tables"]["Mean weight by domain"]} == {"prose", "sums"}
+    for row in results["tables"]["Sources of weights"]:
+        assert row["strength"] == pytest.approx(made.settings.strength, rel=1e-3)
+        assert {"ρ: prose", "ρ: sums"} <= row.keys()
     weights = pyarrow.parquet.read_table(tmp_path / "out" / "weights.parquet")
-    assert weights.num_rows == made.settings.chi_contexts * (made.settings.length - 1)
-    _, counts = np.unique(weights["loss alone"].to_numpy(), return_counts=True)
-    assert counts.max() > 0.1 * weights.num_rows  # what induction predicts has one weight
+    assert weights.num_rows == made.settings.contexts
     assert read_recipe(RECIPES / "induction-gpu.toml", quick=False).settings.source == "mini-pile"
 
 
-def test_the_model_of_the_early_step_is_the_base_run_s() -> None:
-    settings = replace(QUICK, train_steps=10, early_step=10)
-    text = text_of(settings, 0)
-    early = begun(settings, text, 0).state_dict()
-    base = trained(settings, 0, None, False)["parameters"]
-    assert all(torch.equal(early[name], base[name]) for name in base)
-    later = trained(replace(QUICK, train_steps=12), 0, None, False)["parameters"]
-    assert not all(torch.equal(early[name], later[name]) for name in base)
+def test_the_early_model_is_the_base_run_s() -> None:
+    settings = replace(QUICK, train_steps=12, early_step=10)
+    found = trained(settings, 0, None)
+    shorter = trained(replace(settings, train_steps=10), 0, None)
+    assert all(torch.equal(found["early"][name], each) for name, each in shorter["parameters"].items())
+    assert not all(torch.equal(found["early"][name], each) for name, each in found["parameters"].items())
 
 
 def history(scores: list[float]) -> list[dict[str, float]]:
@@ -221,19 +257,30 @@ def test_words_say_what_the_table_says() -> None:
     settings = Settings(seeds=(0, 1))
     formed = {
         "base": [100.0, 200.0],
-        "amplified 0.3": [50.0, 160.0],
-        "suppressed 0.3": [nan, 300.0],
+        "amplified": [50.0, 160.0],
+        "suppressed": [nan, 300.0],
         "random": [105.0, 250.0],
+        "loss-matched": [nan, nan],
     }
 
     def said(**changes: list[float]) -> str:
-        values = against_goals(settings, formed | changes) | about_modes(settings, {}) | {"radius": None}
+        source = {"ρ of what induction predicts": 1.5}
+        values = against_goals(settings, formed | changes) | {
+            "settings": settings, "sources": dict.fromkeys(("amplified", *SOURCES, *CONTROLS), source),
+            "control_words": CONTROLS, "source_words": {}, "found": {}, "radii": {}, "agreeing": [], "compared": 0,
+            "rows": {"base": dict.fromkeys(("the same without its best heads", "final loss on repeats"), "1")},
+            "settled": True, "reliability": {},
+        }  # fmt: skip
         return " ".join(said_by(TEMPLATE, values)["verdict"])
 
     text = said()
-    assert "formed the circuit at step 100, 200 of 1500" in text
-    assert "amplified runs formed it 1.25 to 2.00 times as early (goal 1.4: 1 of 2 seeds)" in text
+    assert "The base runs formed it at step 100, 200 of 1700" in text
+    assert "amplified runs formed the circuit 1.25 to 2.00 times as early (goal 1.4: 1 of 2 seeds)" in text
     assert "1.50 times as late at least, 1 of 2 never within the run (goal 2: 1 of 2)" in text
-    assert "Control random: 1.05 to 1.25 times the base run's step; within 10% in 1 of 2 seeds" in text
-    assert "never within the run (goal 2: 2 of 2)" in said(**{"suppressed 0.3": [nan, nan]})
+    assert (
+        "Control random, the weights by the mode dealt out at random: 1.05 to 1.25 times the base run's step;" in text
+    )
+    assert "within 15% in 1 of 2 seeds" in text
+    assert "among contexts of like loss: never within the run; within 15% in 0 of 2 seeds" in text
+    assert "never within the run (goal 2: 2 of 2)" in said(suppressed=[nan, nan])
     assert "nothing can be said" in said(base=[100.0, nan])

@@ -1,4 +1,4 @@
-"""What the induction recipe found, in tables, sentences and pictures."""
+"""What the induction recipe found."""
 
 from __future__ import annotations
 
@@ -9,120 +9,89 @@ from typing import Any
 import numpy as np
 
 from patterning_fast.recipes.findings import Findings, Rows, findings_of
+from patterning_fast.recipes.responses import TABLE
 from patterning_fast.recipes.verification import verification_picture, verification_rows
 
-from .pictures import chi_picture, curves, llc_picture, mode_picture, ratios_picture
-from .settings import GOALS, Settings
-from .tables import (
-    by_heads,
-    components_table,
-    domain_table,
-    extremes_table,
-    formed_at,
-    history_rows,
-    modes_table,
-    outcomes,
-    weight_columns,
-    weights_table,
-)
+from .pictures import classes_picture, curves, mode_picture, ratios, weight_picture
+from .settings import CONTROLS, GOALS, MODE, SOURCES, Settings
+from .tables import Runs, formed_at, history_rows, mode_table, run_table, source_table, weight_columns
 
 TEMPLATE = Path(__file__).with_name("findings.j2")
 
 
 def findings(
     settings: Settings,
-    runs: Mapping[str, Mapping[str, Any]],
+    runs: Runs,
     found: Mapping[int, Mapping[str, Any]],
-    verified: Mapping[str, Any] | None,
+    checks: Mapping[int, Mapping[str, Any]],
+    agreement: Rows,
 ) -> Findings:
-    """All that is to be said of the runs, by `NAME, seed SEED`."""
+    """All that is to be said of the runs."""
     seeds = list(settings.seeds)
     first = found[seeds[0]]
-    names = ["base", *found[seeds[0]]["weights"]]
+    names = ["base", "amplified", "suppressed", *settings.retrained]
     formed = {name: [formed_at(runs, name, seed) for seed in seeds] for name in names}
-    end = {name: [runs[f"{name}, seed {seed}"]["history"][-1] for seed in seeds] for name in names}
-    values = (
-        against_goals(settings, formed)
-        | about_modes(settings, found)
-        | {"radius": None if verified is None else verified["radius"]}
-    )
-    tables: dict[str, Rows] = {
-        "Runs": outcomes(names, formed, end),
-        "Weights": weights_table(settings, first, names[1:]),
-        "Mean weight by domain": domain_table(first, names[1:]),
-        f"Modes of χ over heads, seed {seeds[0]}": modes_table(first),
-        f"Components, seed {seeds[0]}": components_table(first),
-        "Tokens the mode loads on most": extremes_table(first),
-    }
-    if len(seeds) > 1:
-        tables["Circuit formed at step, by seed"] = [
+    sources = source_table(found, formed)
+    rows = run_table(runs, names, seeds, formed)
+    tables = {
+        "Runs": rows,
+        "Sources of weights": sources,
+        "Circuit formed at step, by seed": [
             {"seed": seed} | {name: formed[name][at] for name in names} for at, seed in enumerate(seeds)
-        ]
+        ],
+        f"Heads, seed {seeds[0]}": first["components"],
+        f"Modes of χ by context, seed {seeds[0]}": mode_table(first),
+        "Contexts the mode loads on most, either way": first["extremes"],
+        TABLE: agreement,
+    } | {f"Predicted against realised dμ, seed {seed}": verification_rows(each) for seed, each in checks.items()}
     pictures = {
-        "ratios": ratios_picture(names[1:], formed, settings.train_steps),
+        "ratios": ratios(names[1:], formed, settings.train_steps),
+        "weights": weight_picture(sources, found, formed),
         "curves": curves(runs, names, seeds),
-        "chi": chi_picture(first),
         "mode": mode_picture(first),
+        "classes": classes_picture(first),
     }
-    llc = [
-        {"run": name, "seed": seed, **row}
-        for name in names
-        for seed in seeds
-        for row in runs[f"{name}, seed {seed}"]["llc"]
-    ]
-    data: dict[str, Any] = {"curves": history_rows(runs, names, seeds), "weights": weight_columns(first)}
-    if llc:
-        pictures["llc"] = llc_picture(llc)
-        data["llc"] = llc
-    if verified is not None:
+    for verified in list(checks.values())[:1]:
         pictures["verification"] = verification_picture(verified)
-        tables["Predicted against realised dμ"] = verification_rows(verified)
+    values = against_goals(settings, formed) | {
+        "found": found,
+        "rows": {row["run"]: row for row in rows},
+        "sources": {row["weights by"]: row for row in sources},
+        "mode": MODE,
+        "source_words": SOURCES,
+        "control_words": CONTROLS,
+        "reliability": {seed: [row["chi_reliability"] for row in each["components"]] for seed, each in found.items()},
+        "settled": all(row["settled"] for each in found.values() for row in each["components"]),
+        "radii": {seed: each["radius"] for seed, each in checks.items()},
+        "agreeing": [row["component"] for row in agreement if row["verdict"] == "agree"],
+        "compared": len(agreement),
+        "settings": settings,
+    }
+    data = {"curves": history_rows(runs, names, seeds), "weights": weight_columns(first)}
     return findings_of(TEMPLATE, values, seeds=seeds, tables=tables, pictures=pictures, data=data)
 
 
 def against_goals(settings: Settings, formed: Mapping[str, list[float]]) -> dict[str, Any]:
-    """What came of each strength and each control, over the base runs."""
+    """What came of the mode, and of each other source and control, over the base runs."""
     base = np.array(formed["base"])
-    strengths, controls = [], []
-    for strength in settings.strengths:
-        earlier = base / np.array(formed[f"amplified {strength:g}"])
-        later = np.nan_to_num(np.array(formed[f"suppressed {strength:g}"]) / base, nan=np.inf)
-        strengths.append({
-            "strength": strength,
-            "earlier": earlier[np.isfinite(earlier)],
-            "amplified_good": int((np.nan_to_num(earlier) >= GOALS["amplified"]).sum()),
-            "slowest": later.min(),
-            "never": int(np.isinf(later).sum()),
-            "suppressed_good": int((later >= GOALS["suppressed"]).sum()),
+    earlier = base / np.array(formed["amplified"])
+    later = np.nan_to_num(np.array(formed["suppressed"]) / base, nan=np.inf)
+    others = []
+    for name in settings.retrained:
+        ratio = np.array(formed[name]) / base
+        close = int((np.abs(ratio - 1) <= GOALS["control"]).sum())
+        others.append({
+            "name": name, "control": name in CONTROLS, "ratios": ratio[np.isfinite(ratio)].tolist(), "close": close,
         })  # fmt: skip
-    for control in settings.controls:
-        ratios = np.array(formed[control]) / base
-        close = int((np.abs(ratios - 1) <= GOALS["control"]).sum())
-        controls.append({"name": control, "ratios": ratios[np.isfinite(ratios)].tolist(), "close": close})
     return {
+        "goals": GOALS,
         "base": base.tolist(),
         "base_formed": bool(np.isfinite(base).all()),
         "count": len(base),
-        "train_steps": settings.train_steps,
-        "strengths": strengths,
-        "controls": controls,
-        "goals": GOALS,
-    }
-
-
-def about_modes(settings: Settings, found: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    """Which mode was taken, by seed."""
-    return {
-        "contexts": settings.contexts,
-        "modes": {
-            seed: {
-                "chosen": each["chosen"],
-                "by_tokens": each["similarity"][each["chosen"]],
-                "by_heads": by_heads(each),
-                "continued": each["continued"],
-                "known": len(each["predictable"]),
-            }
-            for seed, each in found.items()
-        },
-        "texts": sorted({each["text_sha256"] for each in found.values()}),
+        "earlier": earlier[np.isfinite(earlier)].tolist(),
+        "amplified_good": int((np.nan_to_num(earlier) >= GOALS["amplified"]).sum()),
+        "slowest": float(later.min()),
+        "never": int(np.isinf(later).sum()),
+        "suppressed_good": int((later >= GOALS["suppressed"]).sum()),
+        "others": others,
     }

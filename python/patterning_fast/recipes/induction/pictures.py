@@ -6,47 +6,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from matplotlib.figure import Figure
 
 from patterning_fast.recipes.findings import Rows
-from patterning_fast.report import charts, figures
+from patterning_fast.report import charts
 
 from .settings import GOALS
-from .tables import token_classes
+from .tables import Runs
 
 
-def chi_picture(found: Mapping[str, Any]) -> Figure:
-    """χ of the contexts kept for showing."""
-    chi = found["chi"].double()
-    heads, contexts, length = chi.shape
-    table = xr.Dataset(
-        {"chi": (("component", "token"), chi.reshape(heads, -1).numpy())},
-        coords={"component": found["heads"], "sample": ("token", np.repeat(np.arange(contexts), length))},
-    )
-    return figures.chi_heat_map(table, list(range(contexts)), found["shown"])
+def weight_picture(sources: Rows, found: Mapping[int, Mapping[str, Any]], formed: Mapping[str, list[float]]) -> Figure:
+    """Steps to the circuit over base against the weight of what induction predicts: a name a source, a point a seed."""
+    base = np.array(formed["base"])
+    panels = {}
+    for row in sources:
+        name = row["weights by"]
+        if name in formed:
+            ratio = np.array(formed[name]) / base
+            there = np.isfinite(ratio)
+            x = np.array([each["on repeats"][name] for each in found.values()])
+            if there.any():
+                panels[name] = charts.Points(x[there], ratio[there])
+    return charts.scatter({"": panels}, "mean ρ of what induction predicts", "step of the circuit, over base")
 
 
-def mode_picture(found: Mapping[str, Any]) -> Figure:
-    """The mode taken as induction: its size, its heads, its tokens."""
-    modes = found["modes"]
-    loadings = np.zeros((len(modes["singular_value"]), found["data_loading"].numel()), np.float32)
-    loadings[found["chosen"]] = found["data_loading"].numpy()
-    table = xr.Dataset(
-        {
-            "singular_value": ("mode", modes["singular_value"].numpy()),
-            "singular_value_error": ("mode", modes["singular_value_error"].numpy()),
-            "component_loading": (("mode", "component"), modes["component_loading"].numpy()),
-            "data_loading": (("mode", "token"), loadings),
-        },
-        coords={"component": found["heads"]},
-        attrs={"noise_floor": found["noise_floor"]},
-    )
-    classes = {name: mask.flatten() for name, mask in token_classes(found).items()}
-    return figures.mode_loadings(table, found["chosen"], found["scores"], classes)
-
-
-def curves(runs: Mapping[str, Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]) -> Figure:
+def curves(runs: Runs, names: Sequence[str], seeds: Sequence[int]) -> Figure:
     """Induction scores over training."""
     series = {}
     for name in names:
@@ -58,24 +42,29 @@ def curves(runs: Mapping[str, Mapping[str, Any]], names: Sequence[str], seeds: S
     return charts.lines(series, "training step", "induction score (best head)", levels, log=False)
 
 
-def ratios_picture(names: Sequence[str], formed: Mapping[str, list[float]], steps: int) -> Figure:
+def ratios(names: Sequence[str], formed: Mapping[str, list[float]], steps: int) -> Figure:
     """When each run formed the circuit over its base run, a point a seed; hollow ones never did within the run."""
     base = np.array(formed["base"])
-    ratios = {name: np.array(formed[name]) / base for name in names}
-    never = {name: ~np.isfinite(each) for name, each in ratios.items()}
+    found = {name: np.array(formed[name]) / base for name in names}
+    never = {name: ~np.isfinite(each) for name, each in found.items()}
     return charts.runs(
-        {name: np.where(never[name], steps / base, each) for name, each in ratios.items()},
+        {name: np.where(never[name], steps / base, each) for name, each in found.items()},
         "step at which the circuit formed, over that of the base run", [1 / GOALS["amplified"], GOALS["suppressed"]],
         hollow=never, band=(1 - GOALS["control"], 1 + GOALS["control"]), log=True,
     )  # fmt: skip
 
 
-def llc_picture(llc: Rows) -> Figure:
-    """λ̂ along training of the runs that were followed."""
-    series = {}
-    for name in dict.fromkeys(row["run"] for row in llc):
-        rows = [row for row in llc if row["run"] == name]
-        steps = sorted({row["step"] for row in rows})
-        values = [[row["llc"] for row in rows if row["step"] == step] for step in steps]
-        series[name] = (np.array(steps), np.array(values).T)
-    return charts.lines(series, "training step", "λ̂ of the whole model", {}, log=False)
+def mode_picture(found: Mapping[str, Any]) -> Figure:
+    """The mode taken as induction: its loadings on heads beside scores measured apart from χ."""
+    rows = found["components"]
+    columns = ("loading", "induction score", "previous token score")
+    return charts.bars(
+        [row["component"] for row in rows],
+        {name: {"": (np.array([row[name] for row in rows]), 0.0)} for name in columns},
+    )
+
+
+def classes_picture(found: Mapping[str, Any]) -> Figure:
+    """The mode's loadings on contexts by class, a point a context."""
+    loading, classes = found["loading"].numpy(), np.array(found["classes"])[: len(found["loading"])]
+    return charts.runs({str(name): loading[classes == name] for name in np.unique(classes)}, "loading (rms 1)", [0.0])

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MIXTURE = "mixture"
-"""A source: text found on this machine, by character, with passages that come twice within a context."""
+CROSSED = "crossed"
+"""A source: contexts of four classes, by character, in which loss and induction come apart."""
 
-GOALS = {"amplified": 1.4, "suppressed": 2.0, "control": 0.1}
+GOALS = {"amplified": 1.4, "suppressed": 2.0, "control": 0.15}
 """Amplified runs this many times earlier, suppressed ones later; controls within this share of the base run."""
 
-WAYS = ("amplified", "suppressed")
+MODE = "mode of χ"
+SOURCES = {
+    MODE: "χ of the heads, by responses of settled chains at the end of training: the mode that is induction",
+    "induction score": "χ of the induction score of all heads, at the end of training",
+    "contrast": "χ of losses: on random strings said again down, on text and on strings said backwards held",
+    "early score": "χ of the induction score of all heads, before the circuit",
+    "spread": "how chains spread that are still on their way out from w*: covariances in place of responses",
+    "gradient": "how far a step down the loss on repeats lowers the loss of a context",
+    "early gradient": "the same before the circuit",
+    "loss alone": "a low loss at the end of training",
+    "compression": "how few bytes a context has once it is compressed: no model has a part in it",
+    "labels": "the tokens that induction predicts, by their labels: the most that weights of contexts can do",
+}
+"""What weights of contexts are made of."""
 
 CONTROLS = {
-    "random": "the amplifying weights dealt out at random",
-    "loss-matched": "the amplifying weights dealt out at random among tokens of like loss",
-    "matched early": "the amplifying weights dealt out at random among tokens of like loss before the circuit",
-    "loss alone": "the same as loss-matched, but for tokens that induction predicts, which have a weight of 1",
-    "length-matched": "the amplifying weights dealt out at random among tokens after as many others",
-    "gradient": "weights by how far a step down the loss on repeats lowers each token's loss",
-    "no loss": "amplified, from chains that feel no loss (nβ = 0)",
+    "no loss": "the mode of chains that feel no loss (nβ = 0), by their covariances",
+    "random": "the weights by the mode dealt out at random",
+    "loss-matched": "the weights by the mode dealt out at random among contexts of like loss",
+    "matched early": "the same, by losses before the circuit",
 }
+"""What the weights by the mode must beat."""
 
 
 @dataclass(frozen=True)
@@ -29,49 +40,54 @@ class Settings:
 
     seeds: tuple[int, ...] = (0,)
     """Of text, initialisation, minibatches and noise."""
-    source: str = MIXTURE
-    """"mixture", of characters; or what `tasks.domains.domains` takes, in tokens of a vocabulary of its own."""
+    source: str = CROSSED
+    """"crossed", or what `tasks.domains.domains` takes, in tokens of a vocabulary of its own."""
     vocabulary: int = 5000
-    """Of the tokenizer of a source; the mixture has 96 characters."""
-    contexts: int = 2048
-    length: int = 65
-    quoted: float = 0.5
-    """Share of the mixture's contexts whose passages come twice; its other three domains share the rest."""
-    chi_contexts: int = 0
-    """Contexts that χ is estimated on, from which the mode is continued to all others; 0 for all."""
+    """Of the tokenizer of a source; crossed text has 96 characters."""
+    contexts: int = 8192
+    length: int = 64
     width: int = 64
-    heads: int = 2
-    head_width: int = 32
-    train_steps: int = 1500
-    train_batch: int = 64
-    train_lr: float = 3e-3
+    heads: int = 8
+    head_width: int = 16
+    train_steps: int = 1700
+    train_batch: int = 48
+    train_lr: float = 4e-3
     weight_decay: float = 0.01
     metrics_every: int = 25
+    early_step: int = 1000
+    """Of the base run, before the circuit."""
+    chi_contexts: int = 512
+    """Contexts that χ is estimated on, from which its direction is continued to all others."""
     n_beta: float = 30.0
-    localization: float = 20.0
+    localization: float = 300.0
     lr: float = 1e-3
-    chains: int = 8
-    draws: int = 12
-    steps_between_draws: int = 3
+    chains: int = 4
+    draws: int = 6
+    burn_in: int = 4
+    steps_between_draws: int = 4
     sampler_batch: int = 16
-    strengths: tuple[float, ...] = (0.3,)
-    """Root mean square of ρ − 1; controls have the last."""
-    controls: tuple[str, ...] = ("random",)
-    """Of `CONTROLS`."""
-    early_step: int = 300
-    """Of the base run, before the circuit: its losses there are what "matched early" goes by."""
-    llc_steps: tuple[int, ...] = ()
-    """Training steps at which λ̂ is estimated, in the base run and those of the last strength."""
-    verify: bool = False
-    """Sample again under the weights of the first seed."""
+    reliability: float = 0.8
+    """Of every head's χ: chains are added until it is reached."""
+    max_chains: int = 16
+    score_contexts: int = 256
+    """Contexts that χ of scores and of losses is estimated on, by chains of the whole model."""
+    score_n_beta: float = 300.0
+    score_localization: float = 3000.0
+    score_lr: float = 1e-4
+    strength: float = 0.6
+    """Root mean square of ρ − 1."""
+    retrained: tuple[str, ...] = ("random", "loss-matched")
+    """Sources and controls that runs are trained on, beside the mode."""
+    verified: int = 0
+    """Seeds at which dμ under the weights is sampled, and compared with what χ predicts."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.controls) - set(CONTROLS))
-        if unknown or not self.seeds or not self.strengths:
+        unknown = sorted(set(self.retrained) - SOURCES.keys() - CONTROLS.keys())
+        if unknown or not self.seeds:
             raise ValueError(
-                f"controls must be among {', '.join(CONTROLS)}, with at least one seed and one strength; "
-                f"got {self.controls}, {self.seeds} and {self.strengths}"
+                f"retrained must be among {', '.join((*SOURCES, *CONTROLS))}, with at least one seed; "
+                f"got {self.retrained} and {self.seeds}"
             )
         if self.chi_contexts > self.contexts:
             raise ValueError(f"chi_contexts must be at most all {self.contexts} contexts, got {self.chi_contexts}")

@@ -11,10 +11,11 @@ import scipy.stats
 
 from patterning_fast.recipes.findings import Rows
 
-from .settings import Settings
+Runs = Mapping[str, Mapping[str, Any]]
+"""By `NAME, seed SEED`."""
 
 
-def formed_at(runs: Mapping[str, Mapping[str, Any]], name: str, seed: int) -> float:
+def formed_at(runs: Runs, name: str, seed: int) -> float:
     """Step at which a run's induction score crosses half of the base run's last."""
     threshold = runs[f"base, seed {seed}"]["history"][-1]["induction_score"] / 2
     return crossing(runs[f"{name}, seed {seed}"]["history"], threshold)
@@ -29,28 +30,25 @@ def crossing(history: Sequence[Mapping[str, float]], threshold: float) -> float:
     return float("nan")
 
 
-def outcomes(names: Sequence[str], formed: Mapping[str, list[float]], end: Mapping[str, list[Any]]) -> Rows:
+def run_table(runs: Runs, names: Sequence[str], seeds: Sequence[int], formed: Mapping[str, list[float]]) -> Rows:
     """One row a run: when the circuit formed and how the run ended, means over seeds."""
     rows: Rows = []
     for name in names:
+        own = [runs[f"{name}, seed {seed}"] for seed in seeds]
         ratio = np.array(formed[name]) / np.array(formed["base"])
         there = ratio[np.isfinite(ratio)]
+        ends = [each["history"][-1] for each in own]
         rows.append(
             {
                 "run": name,
-                "formed": f"{int(np.isfinite(formed[name]).sum())} of {len(formed[name])}",
+                "formed": f"{len(there)} of {len(ratio)}",
                 "at step (median)": float(np.median(np.nan_to_num(formed[name], nan=np.inf))),
                 "over base (median)": float(np.median(np.nan_to_num(ratio, nan=np.inf))),
                 "over base (range)": f"{there.min():.2f}–{there.max():.2f}" if len(there) else "–",
-                **{
-                    f"final {label}": interval([row[key] for row in end[name]])
-                    for key, label in (
-                        ("induction_score", "induction score"),
-                        ("in_context", "in-context score"),
-                        ("loss_on_repeats", "loss on repeats"),
-                        ("loss", "training loss"),
-                    )
-                },
+                "final induction score": interval([each["induction_score"] for each in ends]),
+                "final loss on repeats": interval([each["loss_on_repeats"] for each in ends]),
+                "the same without its best heads": interval([each["loss_on_repeats_ablated"] for each in own]),
+                "final in-context score": interval([each["in_context"] for each in ends]),
             }
         )
     return rows
@@ -64,63 +62,41 @@ def interval(values: Sequence[float]) -> str:
     return f"{np.mean(values):.3f} ± {half:.3f}"
 
 
-def by_heads(found: Mapping[str, Any]) -> float:
-    """Correlation of the chosen mode's loadings with the better attention score of each head."""
-    circuit = [max(found["scores"][name].values()) for name in found["heads"]]
-    return float(np.corrcoef(found["modes"]["component_loading"][found["chosen"]].numpy(), circuit)[0, 1])
-
-
-def weights_table(settings: Settings, found: Mapping[str, Any], names: Sequence[str]) -> Rows:
-    """The weights of each run: their spread, and their mean on each class of tokens."""
+def source_table(found: Mapping[int, Mapping[str, Any]], formed: Mapping[str, list[float]]) -> Rows:
+    """What each source of weights was told by: the weight of what induction predicts, and of each class; means."""
+    seeds = list(found)
+    classes = sorted(set(found[seeds[0]]["classes"]))
     rows: Rows = []
-    items = found["predictable"].numel()
-    classes = token_classes(found)
-    for name in names:
-        rho = found["weights"][name].double()
-        shown = rho[: len(found["predictable"])].numpy()
+    for name in found[seeds[0]]["weights"]:
+        weights = [found[seed]["weights"][name].double().numpy() for seed in seeds]
+        labels = [np.array(found[seed]["classes"]) for seed in seeds]
+        losses = [found[seed]["losses"].numpy() for seed in seeds]
+        ratio = np.array(formed[name]) / np.array(formed["base"]) if name in formed else np.full(1, np.nan)
         rows.append(
             {
-                "run": name,
-                "mean ρ": float(rho.mean()),
-                "strength α": float((rho - 1).square().mean().sqrt()),
-                "αβ": float((rho - 1).square().mean().sqrt()) * settings.n_beta / items,
-                "negative before policy": found["negative before policy"].get(name, float("nan")),
-                "at zero": float((rho == 0).double().mean()),
-                "effective tokens": float(rho.sum() ** 2 / rho.square().sum()),
+                "weights by": name,
+                "ρ of what induction predicts": float(np.mean([found[seed]["on repeats"][name] for seed in seeds])),
+                "r with loss": float(np.mean([r_of(w, loss) for w, loss in zip(weights, losses, strict=True)])),
+                "strength": float(np.mean([np.sqrt(((w - 1) ** 2).mean()) for w in weights])),
+                "effective contexts": float(np.mean([w.sum() ** 2 / (w**2).sum() for w in weights])),
+                "circuit over base (median)": float(np.median(np.nan_to_num(ratio, nan=np.inf)))
+                if name in formed
+                else float("nan"),
             }
             | {
-                f"ρ: {label}": float(shown[mask].mean()) if mask.any() else float("nan")
-                for label, mask in classes.items()
+                f"ρ: {label}": float(np.mean([w[own == label].mean() for w, own in zip(weights, labels, strict=True)]))
+                for label in classes
             }
         )
     return rows
 
 
-def domain_table(found: Mapping[str, Any], names: Sequence[str]) -> Rows:
-    """Mean weights of each run on the contexts that χ is of, by domain."""
-    domains = np.array(found["domain"])
-    by_context = {name: found["weights"][name][: len(domains)].double().mean(1).numpy() for name in names}
-    return [
-        {"domain": str(domain), "contexts": int((domains == domain).sum())}
-        | {name: float(each[domains == domain].mean()) for name, each in by_context.items()}
-        for domain in np.unique(domains)
-    ]
+def r_of(one: np.ndarray, other: np.ndarray) -> float:
+    return float(np.corrcoef(one, other)[0, 1])
 
 
-def token_classes(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Masks over tokens `[contexts, T]` that χ is of: predictable by induction or not, and in the quoted domain or
-    not where there is one."""
-    predictable = found["predictable"].numpy()
-    seen = {"seen before": predictable, "first time": ~predictable}
-    quoted = np.broadcast_to(np.array(found["domain"])[:, None] == "quoted", predictable.shape)
-    if not quoted.any():
-        return seen
-    where = {"quoted": quoted, "other text": ~quoted}
-    return {f"{place}, {when}": here & then for place, here in where.items() for when, then in seen.items()}
-
-
-def modes_table(found: Mapping[str, Any]) -> Rows:
-    """Each mode's size, loadings on heads, and likeness to induction by its tokens."""
+def mode_table(found: Mapping[str, Any]) -> Rows:
+    """Each mode's size, loadings on heads, and likeness to induction by its contexts."""
     modes = found["modes"]
     return [
         {
@@ -128,30 +104,14 @@ def modes_table(found: Mapping[str, Any]) -> Rows:
             "singular value": float(modes["singular_value"][index]),
             "error": float(modes["singular_value_error"][index]),
             "noise floor": found["noise_floor"],
+            "r with what induction predicts": found["similarity"][index],
         }
         | dict(zip(found["heads"], modes["component_loading"][index].tolist(), strict=True))
-        | {"r with predictable tokens": found["similarity"][index]}
         for index in range(len(modes["singular_value"]))
     ]
 
 
-def components_table(found: Mapping[str, Any]) -> Rows:
-    """λ̂ with its error, R̂, and attention scores by component."""
-    return [
-        row
-        | {
-            f"{kind.replace('_', ' ')} score": found["scores"].get(row["component"], {}).get(kind, float("nan"))
-            for kind in ("induction", "previous_token")
-        }
-        for row in found["components"]
-    ]
-
-
-def extremes_table(found: Mapping[str, Any]) -> Rows:
-    return [row | {"text so far": row["text so far"][-40:]} for row in found["extremes"]]
-
-
-def history_rows(runs: Mapping[str, Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]) -> Rows:
+def history_rows(runs: Runs, names: Sequence[str], seeds: Sequence[int]) -> Rows:
     """Every measured step of every run."""
     return [
         {"run": name, "seed": seed, **row}
@@ -162,8 +122,7 @@ def history_rows(runs: Mapping[str, Mapping[str, Any]], names: Sequence[str], se
 
 
 def weight_columns(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The weights of the first seed's runs, by token of the contexts that χ is of."""
-    samples, positions = np.indices(found["predictable"].shape).astype(np.int32)
-    places = {"sample": samples.flatten(), "position": positions.flatten()}
-    weights = {name: each[: len(samples)].numpy() for name, each in found["weights"].items()}
-    return places | {name: each.astype(np.float32).flatten() for name, each in weights.items()}
+    """The weights of a seed's contexts."""
+    weights = {name: each.numpy().astype(np.float32) for name, each in found["weights"].items()}
+    places = {"context": np.arange(len(found["classes"]), dtype=np.int32), "class": np.array(found["classes"])}
+    return places | weights

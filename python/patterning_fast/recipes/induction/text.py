@@ -1,21 +1,23 @@
-"""The text of the induction recipe: characters of a small mixture, or tokens of domains."""
+"""The text of the induction recipe: contexts of four classes, or tokens of domains."""
 
 from __future__ import annotations
 
-import string
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from patterning_fast.tasks.crossed_text import KINDS, LETTERS, crossed_text
 from patterning_fast.tasks.domain_contexts import tokenized
 from patterning_fast.tasks.domains import domains
-from patterning_fast.tasks.found_text import CHARACTERS, Contexts, decode, encode, found_text_contexts
-from patterning_fast.tasks.induction import RepeatedStrings, repeated_strings
+from patterning_fast.tasks.found_text import CHARACTERS, decode
+from patterning_fast.tasks.induction import RepeatedStrings, predictable_by_induction, repeated_strings
 from patterning_fast.tasks.mini_pile import default_cache
 
-from .settings import MIXTURE, Settings
+from .settings import CROSSED, Settings
 
 HELD_OUT = 64
 """Contexts, and strings with repeats, that runs are measured on."""
@@ -29,45 +31,38 @@ class Text:
     """What the runs of a seed see."""
 
     vocabulary: int
-    training: Contexts
-    held_out: Contexts
-    repeats: RepeatedStrings
+    tokens: Tensor
+    """int64 `[contexts, T + 1]`."""
+    classes: np.ndarray
+    """Of each context: its class, or its domain."""
+    repeat: Tensor
+    """Which next tokens `[contexts, T]` an induction circuit predicts, by labels where there are any."""
+    held_out: Tensor
+    strings: RepeatedStrings
     """Random tokens, that only induction predicts when they are said again."""
     decode: Callable[[Tensor], str]
 
-    def to(self, device: str) -> Text:
-        """The same with its tokens on a device."""
-        return replace(
-            self,
-            training=replace(self.training, tokens=self.training.tokens.to(device)),
-            held_out=replace(self.held_out, tokens=self.held_out.tokens.to(device)),
-            repeats=self.repeats.to(device),
-        )
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.tokens.cpu().numpy().tobytes()).hexdigest()
 
 
 def text_of(settings: Settings, seed: int) -> Text:
     """The text of a seed, on the settings' device."""
-    count, length = settings.contexts, settings.length
-    if settings.source == MIXTURE:
-        others = dict.fromkeys(("code", "reference", "metadata"), (1.0 - settings.quoted) / 3)
-        shares = others | {"quoted": settings.quoted}
-        letters = torch.from_numpy(encode(string.ascii_letters + string.digits + "-_"))
-        found = Text(
-            len(CHARACTERS),
-            found_text_contexts(count, length, shares, seed + 1),
-            found_text_contexts(HELD_OUT, length, shares, seed + SEEDS_APART),
-            repeated_strings(letters, HELD_OUT, length, seed + 2),
-            decode,
+    count, length, device = settings.contexts, settings.length, settings.device
+    if settings.source == CROSSED:
+        made, other = (crossed_text(n, length, at) for n, at in ((count, seed + 1), (HELD_OUT, seed + SEEDS_APART)))
+        strings = repeated_strings(torch.from_numpy(LETTERS), HELD_OUT, length + 1, seed + 2).to(device)
+        repeat = made.of(KINDS[2])
+        return Text(
+            len(CHARACTERS), made.tokens.to(device), made.classes, repeat, other.tokens.to(device), strings, decode
         )
-    else:
-        pool = tokenized(domains(settings.source), settings.vocabulary, count * length, default_cache().parent)
-        training = pool.contexts(count, length, seed + 1)
-        seen = training.tokens[: max(1, 2**20 // length)].unique()
-        found = Text(
-            settings.vocabulary,
-            training,
-            pool.contexts(HELD_OUT, length, seed + SEEDS_APART, held_out=True),
-            repeated_strings(seen, HELD_OUT, length, seed + 2),
-            lambda tokens: str(pool.tokenizer.decode(tokens.tolist())),
-        )
-    return found.to(settings.device)
+    pool = tokenized(domains(settings.source), settings.vocabulary, count * (length + 1), default_cache().parent)
+    training = pool.contexts(count, length + 1, seed + 1)
+    held_out = pool.contexts(HELD_OUT, length + 1, seed + SEEDS_APART, held_out=True)
+    seen = training.tokens[: max(1, 2**20 // length)].unique()
+    return Text(
+        settings.vocabulary, training.tokens.to(device), training.domain, predictable_by_induction(training.tokens),
+        held_out.tokens.to(device), repeated_strings(seen, HELD_OUT, length + 1, seed + 2).to(device),
+        lambda tokens: str(pool.tokenizer.decode(tokens.tolist())),
+    )  # fmt: skip
