@@ -16,10 +16,11 @@ from patterning_fast.recipes.findings import Findings
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.recipes.responses import with_comparison
 
+from .adaptive import ADAPTIVE, ALONE, DEALT, HIGHEST_LOSS, adapted
 from .estimates import coefficient, exact_kinds, exact_polygon, responses
 from .findings import findings
 from .outcome import Outcome
-from .plans import by_hand, frequencies, plans_again, plans_for, shuffled, verified
+from .plans import by_hand, frequencies, plans_for, shuffled, verified
 from .replicas import Course, course_of, representatives, retrained, stage_snapshots, trained, wanted_shares
 from .settings import Settings, Weighting, seeded
 
@@ -53,25 +54,41 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
 
     retrain("retraining", [*tried, *frequencies(settings), by_hand(settings)])
     best = {sides: best_for(sides, tried, courses) for sides in settings.wanted}
-    again = parts(pieces, "plans again", plans_again, {
-        sides: (settings, each, courses[each.name]["final"]) for sides, each in best.items()
-    })  # fmt: skip
-    second = [
-        Weighting(sides, f"again after {best[sides].unit}, loss", "magnitude", strength, weights)
-        for sides, plans in again.items()
-        for strength, weights in plans
-    ]
     controls = [shuffled(settings, each) for each in best.values()]
-    retrain("retraining again, and controls", [*second, *controls])
-    tried += second
-    best = {sides: best_for(sides, tried, courses) for sides in settings.wanted}
+    retrain("controls", controls)
+    one_off = {
+        each.wanted: each.weights
+        for each in tried
+        if (each.way, each.unit, each.strength) == ("loss", "magnitude", settings.strengths[-1])
+    }
+    ways = [(ADAPTIVE, seed) for seed in settings.seeds] + [(way, first) for way in (DEALT, HIGHEST_LOSS, ALONE)]
+    adaptive = pieces.map("adaptive plans", adapted, {
+        f"{sides}-gon, {way}, seed {seed}": (settings, seed, sides, one_off[sides], way)
+        for sides in settings.wanted
+        for way, seed in ways
+    })  # fmt: skip
     kept = {each.name: each.weights for each in (*best.values(), by_hand(settings))}
     courses |= pieces.map("other seeds", retrained, {
         seeded(name, seed): (settings, seed, kept.get(name)) for seed in others for name in ("base", *kept)
     })  # fmt: skip
     checked = parts(pieces, "verification", verified, of_base)
     made = Outcome(
-        settings, base["step"].numpy(), paths, traced, coefficients, planned, tried, best, controls, checked, courses
+        settings,
+        base["step"].numpy(),
+        paths,
+        traced,
+        coefficients,
+        planned,
+        tried,
+        best,
+        controls,
+        checked,
+        courses,
+        {
+            (sides, way, seed): adaptive[f"{sides}-gon, {way}, seed {seed}"]
+            for sides in settings.wanted
+            for way, seed in ways
+        },
     )
     compared = pieces.of("covariances against responses", partial(responses, settings, paths[-1][0]))
     return with_comparison(findings(made), compared["rows"], "around what the first replica came to")

@@ -32,6 +32,8 @@ class Outcome:
     controls: list[Weighting]
     checked: dict[int, dict[str, Any]]
     courses: dict[str, Course]
+    adaptive: dict[tuple[int, str, int], dict[str, Any]]
+    """What replicas became on adaptive plans, by wanted polygon, way and seed."""
 
     def share(self, name: str, sides: int) -> float:
         """Share of replicas that are as wanted at the end."""

@@ -90,20 +90,6 @@ def plans_for(settings: Settings, sides: int, finals: Tensor) -> dict[str, Any]:
     return {"plans": plans, "refused": refused}
 
 
-def plans_again(settings: Settings, before: Weighting, finals: Tensor) -> list[tuple[float, Tensor]]:
-    """Weights on top of a plan, by magnitude, from where replicas that followed it differ from those that did not."""
-    followed = torch.from_numpy(as_wanted(polygons(finals.numpy(), settings.features), before.wanted))
-    if followed.all() or not followed.any():
-        return []
-    chi = susceptibilities_at(settings, sampled(settings, finals[followed][0]))
-    direction = loss_direction(chi, losses_of(settings, finals[followed]), losses_of(settings, finals[~followed]))
-    both = [
-        before.weights * torch.from_numpy(plan(chi, direction, "magnitude", strength).weights.values).float()
-        for strength in settings.strengths_again
-    ]
-    return [(strength, each / each.mean()) for strength, each in zip(settings.strengths_again, both, strict=True)]
-
-
 def verified(settings: Settings, sides: int, finals: Tensor) -> dict[str, Any]:
     """Predicted against realised dμ at an exact polygon, of the weakest plan for it by loss and sample."""
     rivals = finals[torch.from_numpy(~as_wanted(polygons(finals.numpy(), settings.features), sides))]

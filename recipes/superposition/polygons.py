@@ -88,6 +88,22 @@ def polygons(parameters: np.ndarray, features: Count) -> Polygons:
 
 
 @checked
+def left_out(parameters: np.ndarray, features: Count, wanted: Count) -> np.ndarray:
+    """Which of the first `wanted` features a model leaves out and can still learn `[models]`; −1 for none.
+
+    `parameters` are `[models, 3 · features]`. Of several it is the one with the shortest column. A feature that is not
+    held and has a negative bias is dead: ReLU is 0 on all data, so are its gradients, and no weights bring it back.
+    Raises ValueError for another number of parameters, or more wanted features than there are.
+    """
+    if wanted > features:
+        raise ValueError(f"wanted must be at most the {features} features, got {wanted}")
+    held = polygons(parameters, features).held[:, :wanted]
+    across, up, bias = (each[:, :wanted] for each in np.split(parameters, 3, axis=1))
+    learns = ~held & (bias > 0)
+    return np.where(learns.any(1), np.where(learns, np.hypot(across, up), np.inf).argmin(1), -1)
+
+
+@checked
 def regular_polygon(features: Count, sides: Count, magnitudes: Count, positive: Whole = 0) -> TiedAutoencoder:
     """The model at the critical point that a k-gon is, on `one_active(features, magnitudes)`.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 import patterning_fast as pf
@@ -21,31 +22,37 @@ Course = dict[str, Tensor]
 
 def trained(settings: Settings, seed: int, weights: Tensor | None) -> dict[str, Tensor]:
     """Replicas from random starts: `parameters` `[snapshots, replicas, 3 · features]`, `loss`, and the `step`s."""
-    generator = torch.Generator().manual_seed(seed)
-    size = settings.features
-    columns = settings.initial_scale * torch.randn(
-        settings.replicas, 2 * size, generator=generator, dtype=torch.float32
-    )
-    initial = torch.cat((columns, columns.new_zeros(settings.replicas, size)), 1).to(settings.device)
-    x = one_active(size, settings.magnitudes).x.to(settings.device)
-    found = pf.train_replicas(
-        TiedAutoencoder(size).to(settings.device),
-        initial,
-        (x, x),
-        pf.losses.squared_error,
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        optimizer=lambda params: torch.optim.Adam(params, lr=settings.lr),
-        weights=None if weights is None else weights[None],
-        snapshots=settings.snapshots,
-        seed=seed,
-        progress=False,
-    )
+    found = training(settings, started(settings, seed), seed, settings.steps, weights, settings.snapshots)
     return {
         "parameters": torch.from_numpy(found["parameters"].values[:, 0]),
         "loss": torch.from_numpy(found["loss"].values[:, 0]),
         "step": torch.from_numpy(found["step"].values),
     }
+
+
+def stepped(settings: Settings, parameters: Tensor | None, seed: int, steps: int, weights: Tensor | None) -> Tensor:
+    """Parameters `[replicas, 3 · features]` after some steps from given ones, or from the seed's start if None."""
+    start = started(settings, seed) if parameters is None else parameters
+    return torch.from_numpy(training(settings, start, seed, steps, weights, 1)["parameters"].values[-1, 0])
+
+
+def started(settings: Settings, seed: int) -> Tensor:
+    """Random starts of replicas `[replicas, 3 · features]`."""
+    generator, size = torch.Generator().manual_seed(seed), settings.features
+    columns = torch.randn(settings.replicas, 2 * size, generator=generator, dtype=torch.float32)
+    return torch.cat((settings.initial_scale * columns, columns.new_zeros(settings.replicas, size)), 1)
+
+
+def training(
+    settings: Settings, start: Tensor, seed: int, steps: int, weights: Tensor | None, snapshots: int
+) -> xr.Dataset:
+    x = one_active(settings.features, settings.magnitudes).x.to(settings.device)
+    return pf.train_replicas(
+        TiedAutoencoder(settings.features).to(settings.device), start.to(settings.device), (x, x),
+        pf.losses.squared_error, steps=steps, batch_size=settings.batch_size,
+        optimizer=lambda params: torch.optim.Adam(params, lr=settings.lr),
+        weights=None if weights is None else weights[None], snapshots=snapshots, seed=seed, progress=False,
+    )  # fmt: skip
 
 
 def course_of(settings: Settings, found: Mapping[str, Tensor]) -> Course:

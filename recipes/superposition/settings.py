@@ -39,8 +39,13 @@ class Settings:
     """Snapshots along training at which λ̂ is estimated."""
     strengths: tuple[float, ...] = (0.35, 1.0, 2.0)
     """Of plans by differences of losses; those of λ̂ are made at the first."""
-    strengths_again: tuple[float, ...] = (0.5, 1.0)
-    """Of a second plan, made from what came of the best of the first, on top of it."""
+    first_steps: int = 600
+    """Of adaptive plans: on the one-off plan by loss and magnitude, before what is left out is looked at."""
+    stage_steps: int = 300
+    last_steps: int = 300
+    """On weights of 1, so that what replicas end as is a minimum of the true loss."""
+    raising: float = 0.75
+    """Strength of what each stage adds."""
     frequencies: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 2.0, 4.0)
     """Weights of the last feature, others having 1."""
     device: str = "cpu"

@@ -81,6 +81,20 @@ def plan_rows(made: Outcome) -> Rows:
     return rows
 
 
+def adaptive_rows(made: Outcome) -> Rows:
+    """What came of plans that were made again on the way, and of their controls."""
+    return [
+        {
+            "wanted": f"{sides}-gon", "weights": way, "seed": seed, "share as wanted": found["share"],
+            "error": made.error(found["share"]),
+            "leave out a feature, by stage": ", ".join(map(str, found["lacking"])),
+            "factor, by stage": ", ".join(f"{each:.2f}" for each in found["factors"]),
+            "commonest": ", ".join(f"{kind}: {count}" for kind, count in found["kinds"].items()),
+        }
+        for (sides, way, seed), found in made.adaptive.items()
+    ]  # fmt: skip
+
+
 def frequency_rows(made: Outcome) -> Rows:
     """What the frequency of the last feature does."""
     size = made.settings.features

@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector
 
 import patterning_fast as pf
 from patterning_fast.models.superposition import TiedAutoencoder
-from superposition.polygons import one_active, polygons, regular_polygon
+from superposition.polygons import left_out, one_active, polygons, regular_polygon
 
 KINDS = [
     (features, sides, more) for features in (4, 6) for sides in range(2, features + 1)
@@ -95,3 +95,43 @@ def test_bad_numbers_are_refused() -> None:
         regular_polygon(6, 7, 16)
     with pytest.raises(ValueError, match=r"must be \[models, 18\], got \[3, 17\]"):
         polygons(np.zeros((3, 17)), 6)
+
+
+def test_what_is_left_out_is_wanted_not_held_and_not_dead() -> None:
+    """Of squares that leave out features 4 and 5: the first of positive bias, the shortest, only wanted ones."""
+    dead, one, both = (vector(regular_polygon(6, 4, 16, more)) for more in (0, 1, 2))
+    shorter = both.copy()
+    shorter[4] = 0.01
+    models = np.stack([dead, one, both, shorter])
+    assert left_out(models, 6, 6).tolist() == [-1, 4, 4, 5]
+    assert left_out(models, 6, 5).tolist() == [-1, 4, 4, 4]
+    assert left_out(models, 6, 4).tolist() == [-1, -1, -1, -1]
+    with pytest.raises(ValueError, match="at most the 6 features, got 7"):
+        left_out(models, 6, 7)
+
+
+def test_no_weights_bring_a_dead_feature_back() -> None:
+    """Its gradients are exactly 0 on every sample; those of one with a positive bias are not."""
+    x = one_active(6, 16).x
+    for more, learns in ((0, False), (1, True)):
+        model = regular_polygon(6, 5, 16, more)
+        with torch.no_grad():
+            model.weight[:, 5] = 0.01
+        pf.losses.squared_error(model, (x, x))[-16:].sum().backward()
+        assert model.weight.grad is not None
+        assert bool(model.weight.grad[:, 5].any()) == learns
+
+
+def test_a_pentagon_opens_where_what_it_leaves_out_weighs_more() -> None:
+    """It is a minimum of the loss, and at four times the weight of the feature no more."""
+    data = one_active(6, 16)
+    start = torch.from_numpy(vector(regular_polygon(6, 5, 16, 1))).expand(8, -1)
+    raised = torch.where(torch.from_numpy(data.feature) == 5, 4.0, 1.0)
+    found = pf.train_replicas(
+        TiedAutoencoder(6), start, (data.x, data.x), pf.losses.squared_error, steps=300, batch_size=32,
+        optimizer=lambda params: torch.optim.Adam(params, lr=5e-3),
+        weights=torch.stack((torch.ones(96), raised / raised.mean())), progress=False,
+    )  # fmt: skip
+    alike, more = (polygons(each, 6).sides for each in found["parameters"].values[-1])
+    assert alike.tolist() == [5] * 8
+    assert (more == 6).sum() >= 6  # of 8: noise of minibatches keeps some uneven
