@@ -62,11 +62,12 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         if (each.way, each.unit, each.strength) == ("loss", "magnitude", settings.strengths[-1])
     }
     ways = [(ADAPTIVE, seed) for seed in settings.seeds] + [(way, first) for way in (DEALT, HIGHEST_LOSS, ALONE)]
-    adaptive = pieces.map("adaptive plans", adapted, {
-        f"{sides}-gon, {way}, seed {seed}": (settings, seed, sides, one_off[sides], way)
-        for sides in settings.wanted
-        for way, seed in ways
+    wanted = {(sides, way, seed): one_off[sides] for sides in settings.wanted for way, seed in ways}
+    runs = pieces.map("adaptive plans", adapted, {
+        f"{sides}-gon, {way}, seed {seed}": (settings, seed, sides, weights, way)
+        for (sides, way, seed), weights in wanted.items()
     })  # fmt: skip
+    adaptive = dict(zip(wanted, runs.values(), strict=True))
     kept = {each.name: each.weights for each in (*best.values(), by_hand(settings))}
     courses |= pieces.map("other seeds", retrained, {
         seeded(name, seed): (settings, seed, kept.get(name)) for seed in others for name in ("base", *kept)

@@ -1,7 +1,7 @@
 """Plans made again on the way: each replica gets more of what it leaves out.
 
-A polygon that leaves out a feature is a minimum of the loss. It stops being one where that feature weighs some 2.2 times
-what the others do. One-off weights cannot use this, as replicas leave out different features.
+A polygon that leaves out a feature is a minimum of the loss. It stops being one where that feature weighs some 2.2
+times what the others do. One-off weights cannot use this, as replicas leave out different features.
 """
 
 from __future__ import annotations

@@ -19,6 +19,8 @@ from superposition.outcome import named
 from superposition.polygons import one_active, polygons
 from superposition.settings import Settings, Weighting
 
+pytestmark = pytest.mark.filterwarnings("ignore:χ of .* is geometry of a Gaussian ball")  # as of a toy run
+
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALL = Settings(magnitudes=8, chains=4, draws=6, burn_in=2, steps_between_draws=2, sampling_batch=48, rivals=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,12 +140,14 @@ def by_mode(scene: Scene) -> Values:
 
 def covariances(scene: Scene, n_beta: float, localization: float) -> Values:
     """The same of covariances of chains at other settings."""
-    statistics = pf.sample(
-        posterior(scene.model, scene.known, n_beta, localization), pf.SGLD(scene.settings.lr),
-        components=pf.attention_heads(scene.model), probes={"known": scene.known}, antithetic=True,
-        **sampling(scene.settings, scene.seed) | {"burn_in": 0},
-    )  # fmt: skip
-    chi = statistics.susceptibilities().drop_sel(component=FULL, errors="ignore")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pf.UnsettledWarning)  # they are taken for what they are
+        statistics = pf.sample(
+            posterior(scene.model, scene.known, n_beta, localization), pf.SGLD(scene.settings.lr),
+            components=pf.attention_heads(scene.model), probes={"known": scene.known}, antithetic=True,
+            **sampling(scene.settings, scene.seed) | {"burn_in": 0},
+        )  # fmt: skip
+        chi = statistics.susceptibilities().drop_sel(component=FULL, errors="ignore")
     chi = chi.assign_attrs(n_beta=scene.settings.n_beta)
     return to_all(scene, scene.model, chi, most_inductive(scene, chi).loading)
 
