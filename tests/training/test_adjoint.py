@@ -132,6 +132,20 @@ def test_the_result_is_a_chi_for_groups_and_plans() -> None:
     assert plan.weights.sizes == {"kind": 3}
 
 
+def test_clipped_responses_keep_their_directions_and_no_model_outweighs_the_median_one() -> None:
+    data = samples(torch.float32)
+    plain, clipped = (
+        pf.training_adjoint(new_models(torch.float32), data, cross_entropy, OUTCOMES, clip=clip, **SETTINGS)
+        for clip in (False, True)
+    )
+    groups, smaller = plain["chi_group"].values, clipped["chi_group"].values
+    size = np.linalg.norm(groups, axis=2, keepdims=True)
+    # Single precision.
+    assert np.allclose(smaller, groups * np.minimum(1.0, np.median(size, 1, keepdims=True) / size), rtol=1e-5)
+    assert np.allclose(clipped["chi"], smaller.mean(1), atol=1e-6)
+    assert not np.allclose(clipped["chi"], plain["chi"], rtol=0.01)
+
+
 def test_losses_of_tokens_have_a_response_each() -> None:
     models = [language_model(seed) for seed in (0, 1)]
 
