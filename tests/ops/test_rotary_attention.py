@@ -220,3 +220,10 @@ def test_bad_input_is_refused(changes: dict[str, Any], message: str) -> None:
     arguments = {"qkv": torch.zeros(2, 5, 3, 2, 4), "cos": torch.zeros(5, 4), "sin": torch.zeros(5, 4)}
     with pytest.raises((TypeError, ValueError), match=message):
         rotary_attention(**arguments | changes)
+
+
+def test_second_derivatives_are_those_of_differences() -> None:
+    qkv, cos, sin, grad_mixed = (each.double() for each in inputs((2, 3, 1, 4), torch.Generator().manual_seed(0)))
+    assert torch.autograd.gradgradcheck(
+        lambda qkv: rotary_attention(qkv, cos, sin), qkv.requires_grad_(), grad_mixed.flatten(2).requires_grad_()
+    )

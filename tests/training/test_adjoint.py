@@ -161,6 +161,32 @@ def test_losses_of_tokens_have_a_response_each() -> None:
     assert np.isfinite(found["chi"]).all()
 
 
+def test_the_built_in_attention_is_gone_back_over_as_differences_say() -> None:
+    text = tokens()
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        assert isinstance(batch, Tensor)
+        return F.cross_entropy(model(batch[:, :-1]).transpose(1, 2), batch[:, 1:], reduction="none")
+
+    def trained(rho: Tensor) -> tuple[Retraceable, Tensor, Tensor]:
+        models = [language_model(seed).double() for seed in (0, 1)]
+        minibatches = [Minibatches(12, torch.ones(12), "loss", 3, seed) for seed in (0, 1)]
+        training = Retraceable(models, text, loss, SGD(0.5, 0.0), 6, minibatches, rho)
+        training.run()
+        values, gradients = zip(
+            *(of_outcomes(each, {"o": lambda m: loss(m, text).mean()}) for each in models), strict=True
+        )
+        return training, torch.stack(values, 1), torch.stack(gradients, 1)
+
+    rho, moved = torch.ones(2, 12, 8, dtype=torch.float64), torch.zeros(2, 12, 8, dtype=torch.float64)
+    moved[:, 3], moved[:, 7, 2] = 1e-5, -1e-5
+    training, _, gradients = trained(rho)
+    found = (training.back(gradients)[0] * moved).sum((2, 3)) / 1e-5
+    expected = (trained(rho + moved)[1] - trained(rho - moved)[1]) / 2e-5
+    # Central differences, of steps 1e-5 and a rounding of 1e-16.
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-9)
+
+
 def test_smooth_trainings_agree_and_chaotic_ones_do_not() -> None:
     data, rho = samples(torch.float32), torch.linspace(0.9, 1.1, 10)
     before = new_models(torch.float32)
@@ -207,6 +233,14 @@ def test_what_does_not_fit_is_refused(changed: dict[str, Any], why: str) -> None
     }
     with pytest.raises((ValueError, AttributeError), match=why):
         pf.training_adjoint(**(given | SETTINGS | changed))
+
+
+def test_losses_that_can_be_differentiated_once_only_are_refused() -> None:
+    models = [language_model(0), language_model(1)]
+    with pytest.raises(ValueError, match=r"linear_cross_entropy.* can be differentiated once only"):
+        pf.training_adjoint(
+            models, tokens(), pf.losses.next_token, {"size": size}, steps=1, batch_size=2, lr=0.1, seeds=[0, 1]
+        )
 
 
 def test_trainings_that_run_away_are_refused() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from patterning_fast import _C
 from patterning_fast.arguments import explained
@@ -50,7 +49,8 @@ library.register(
 def rotary_attention(qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Σ softmax(q·k/√head_width)·v over earlier positions, q and k turned by rotary angles (arXiv:2104.09864).
 
-    Differentiable once in `qkv`; works under `torch.func.vmap`. Torch's own runs elsewhere and in half precision.
+    Differentiable twice in `qkv`, the second time by torch's own operations; works under `torch.func.vmap`. Torch's own
+    runs elsewhere and in half precision.
 
     Args:
         qkv: queries, keys and values, of any real dtype, `[batch, T, 3, heads, head_width]`; float64 runs on the
@@ -95,7 +95,6 @@ class Mixed(torch.autograd.Function):
         ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_mixed: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         qkv, cos, sin, mixed, log_sums = ctx.saved_tensors
         return Gradient.apply(qkv, cos, sin, mixed, log_sums, grad_mixed.contiguous()), None, None  # type: ignore[no-untyped-call]
@@ -117,11 +116,20 @@ class Gradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
+        qkv, cos, sin, _, _, grad_mixed = inputs
+        ctx.save_for_backward(qkv, cos, sin, grad_mixed)
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[None, ...]:
-        return (None,) * 6
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """By torch's own operations; what heads gathered counts as a function of qkv."""
+        qkv, cos, sin, grad_mixed = ctx.saved_tensors
+        with torch.enable_grad():
+            leaves = qkv.detach().requires_grad_(), grad_mixed.detach().requires_grad_()
+            query, key, value = reference.parts(leaves[0], cos, sin)
+            mixed = (reference.scores(query, key).softmax(-1) @ value).transpose(1, 2)
+            (gradient,) = torch.autograd.grad(mixed, leaves[0], leaves[1], create_graph=True)
+            by_qkv, by_grad_mixed = torch.autograd.grad(gradient, leaves, grad)
+        return by_qkv, None, None, None, None, by_grad_mixed
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor) -> tuple[Tensor, int]:

@@ -164,6 +164,7 @@ def retraceable(
     check_alike(models, seeds)
     check_data("data", data, models[0])
     shape, samples = loss_shape(models[0], loss, data), sample_count(data)
+    check_differentiable_twice(loss(models[0], take(data, slice(0, 2))))
     rho = torch.ones(samples, *shape, dtype=torch.float32) if weights is None else weights_for(weights, samples, shape)
     minibatches = [Minibatches(samples, rho, "loss", batch_size, seed) for seed in seeds]
     scaled = minibatches[0].loss_weights
@@ -182,6 +183,25 @@ def check_alike(models: Sequence[nn.Module], seeds: Sequence[int]) -> None:
         raise ValueError("models must have parameters, of the same names and shapes in all: make them by one function")
     for model in models:
         check_trainable(model.eval())
+
+
+def check_differentiable_twice(losses: Tensor) -> None:
+    """Raise ValueError where an operation on the way to the losses says that it can be differentiated once only: under
+    vmap torch would take its second derivative for 0, and say nothing."""
+    nodes, seen = [losses.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(node, "_forward_cls", None)
+        if function is not None and hasattr(function.backward, "__wrapped__"):  # by once_differentiable
+            raise ValueError(
+                f"{function.__module__}.{function.__qualname__} can be differentiated once only, and a training's "
+                "derivative takes two: write the loss in torch's own operations, e.g. "
+                "torch.nn.functional.cross_entropy(logits, labels, reduction='none')"
+            )
+        nodes.extend(following for following, _ in node.next_functions)
 
 
 def losses_of(model: nn.Module, loss: Loss) -> Callable[[Tensor, Batch], Tensor]:
