@@ -46,6 +46,11 @@ def size(model: nn.Module) -> Tensor:
     return sum((each**2).sum() for each in model.parameters())  # type: ignore[return-value]
 
 
+def next_token(model: nn.Module, batch: Batch) -> Tensor:
+    assert isinstance(batch, Tensor)
+    return F.cross_entropy(model(batch[:, :-1]).transpose(1, 2), batch[:, 1:], reduction="none")
+
+
 OUTCOMES: dict[str, Callable[[nn.Module], Tensor]] = {"margin": margin, "size": size}
 
 
@@ -148,11 +153,6 @@ def test_clipped_responses_keep_their_directions_and_no_model_outweighs_the_medi
 
 def test_losses_of_tokens_have_a_response_each() -> None:
     models = [language_model(seed) for seed in (0, 1)]
-
-    def next_token(model: nn.Module, batch: Batch) -> Tensor:
-        assert isinstance(batch, Tensor)
-        return F.cross_entropy(model(batch[:, :-1]).transpose(1, 2), batch[:, 1:], reduction="none")
-
     text = tokens()
     outcome = {"loss": lambda model: next_token(model, text).mean()}
     found = pf.training_adjoint(models, text, next_token, outcome, steps=2, batch_size=3, lr=1e-3, seeds=[0, 1])
@@ -164,17 +164,13 @@ def test_losses_of_tokens_have_a_response_each() -> None:
 def test_the_built_in_attention_is_gone_back_over_as_differences_say() -> None:
     text = tokens()
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        assert isinstance(batch, Tensor)
-        return F.cross_entropy(model(batch[:, :-1]).transpose(1, 2), batch[:, 1:], reduction="none")
-
     def trained(rho: Tensor) -> tuple[Retraceable, Tensor, Tensor]:
         models = [language_model(seed).double() for seed in (0, 1)]
         minibatches = [Minibatches(12, torch.ones(12), "loss", 3, seed) for seed in (0, 1)]
-        training = Retraceable(models, text, loss, SGD(0.5, 0.0), 6, minibatches, rho)
+        training = Retraceable(models, text, next_token, SGD(0.5, 0.0), 6, minibatches, rho)
         training.run()
         values, gradients = zip(
-            *(of_outcomes(each, {"o": lambda m: loss(m, text).mean()}) for each in models), strict=True
+            *(of_outcomes(each, {"o": lambda m: next_token(m, text).mean()}) for each in models), strict=True
         )
         return training, torch.stack(values, 1), torch.stack(gradients, 1)
 
