@@ -73,23 +73,9 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         seeded(name, seed): (settings, seed, kept.get(name)) for seed in others for name in ("base", *kept)
     })  # fmt: skip
     checked = parts(pieces, "verification", verified, of_base)
+    steps = base["step"].numpy()
     made = Outcome(
-        settings,
-        base["step"].numpy(),
-        paths,
-        traced,
-        coefficients,
-        planned,
-        tried,
-        best,
-        controls,
-        checked,
-        courses,
-        {
-            (sides, way, seed): adaptive[f"{sides}-gon, {way}, seed {seed}"]
-            for sides in settings.wanted
-            for way, seed in ways
-        },
+        settings, steps, paths, traced, coefficients, planned, tried, best, controls, checked, courses, adaptive
     )
     compared = pieces.of("covariances against responses", partial(responses, settings, paths[-1][0]))
     return with_comparison(findings(made), compared["rows"], "around what the first replica came to")

@@ -46,6 +46,11 @@ def size(model: nn.Module) -> Tensor:
     return sum((each**2).sum() for each in model.parameters())  # type: ignore[return-value]
 
 
+def next_token(model: nn.Module, batch: Batch) -> Tensor:
+    assert isinstance(batch, Tensor)
+    return F.cross_entropy(model(batch[:, :-1]).transpose(1, 2), batch[:, 1:], reduction="none")
+
+
 OUTCOMES: dict[str, Callable[[nn.Module], Tensor]] = {"margin": margin, "size": size}
 
 
@@ -132,19 +137,50 @@ def test_the_result_is_a_chi_for_groups_and_plans() -> None:
     assert plan.weights.sizes == {"kind": 3}
 
 
+def test_clipped_responses_keep_their_directions_and_no_model_outweighs_the_median_one() -> None:
+    data = samples(torch.float32)
+    plain, clipped = (
+        pf.training_adjoint(new_models(torch.float32), data, cross_entropy, OUTCOMES, clip=clip, **SETTINGS)
+        for clip in (False, True)
+    )
+    groups, smaller = plain["chi_group"].values, clipped["chi_group"].values
+    size = np.linalg.norm(groups, axis=2, keepdims=True)
+    # Single precision.
+    assert np.allclose(smaller, groups * np.minimum(1.0, np.median(size, 1, keepdims=True) / size), rtol=1e-5)
+    assert np.allclose(clipped["chi"], smaller.mean(1), atol=1e-6)
+    assert not np.allclose(clipped["chi"], plain["chi"], rtol=0.01)
+
+
 def test_losses_of_tokens_have_a_response_each() -> None:
     models = [language_model(seed) for seed in (0, 1)]
-
-    def next_token(model: nn.Module, batch: Batch) -> Tensor:
-        assert isinstance(batch, Tensor)
-        return F.cross_entropy(model(batch[:, :-1]).transpose(1, 2), batch[:, 1:], reduction="none")
-
     text = tokens()
     outcome = {"loss": lambda model: next_token(model, text).mean()}
     found = pf.training_adjoint(models, text, next_token, outcome, steps=2, batch_size=3, lr=1e-3, seeds=[0, 1])
     assert found["chi"].dims == ("component", "token")
     assert found["position"].max() == text.shape[1] - 2
     assert np.isfinite(found["chi"]).all()
+
+
+def test_the_built_in_attention_is_gone_back_over_as_differences_say() -> None:
+    text = tokens()
+
+    def trained(rho: Tensor) -> tuple[Retraceable, Tensor, Tensor]:
+        models = [language_model(seed).double() for seed in (0, 1)]
+        minibatches = [Minibatches(12, torch.ones(12), "loss", 3, seed) for seed in (0, 1)]
+        training = Retraceable(models, text, next_token, SGD(0.5, 0.0), 6, minibatches, rho)
+        training.run()
+        values, gradients = zip(
+            *(of_outcomes(each, {"o": lambda m: next_token(m, text).mean()}) for each in models), strict=True
+        )
+        return training, torch.stack(values, 1), torch.stack(gradients, 1)
+
+    rho, moved = torch.ones(2, 12, 8, dtype=torch.float64), torch.zeros(2, 12, 8, dtype=torch.float64)
+    moved[:, 3], moved[:, 7, 2] = 1e-5, -1e-5
+    training, _, gradients = trained(rho)
+    found = (training.back(gradients)[0] * moved).sum((2, 3)) / 1e-5
+    expected = (trained(rho + moved)[1] - trained(rho - moved)[1]) / 2e-5
+    # Central differences, of steps 1e-5 and a rounding of 1e-16.
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-9)
 
 
 def test_smooth_trainings_agree_and_chaotic_ones_do_not() -> None:

@@ -36,6 +36,7 @@ def training_adjoint(
     weights: Tensor | xr.DataArray | None = None,
     weight_decay: NonNegative = 0.0,
     optimizer: Optimizing = "adamw",
+    clip: bool = False,
 ) -> xr.Dataset:
     """Response χ of outcomes of training to every datum, dE[O] = Σ_j χ_j(ρ_j − 1)/n, from one training of each model.
 
@@ -54,6 +55,9 @@ def training_adjoint(
         steps: to see how an early stage of training answers, stop there.
         weights: ρ of each sample or token around which the response is taken; None for all 1.
         optimizer: "adamw", with torch's betas and eps, or "sgd", without momentum.
+        clip: scale responses of models that are larger than the median one down to its size. In training that is a
+            little chaotic a few models have derivatives a thousand times those of others, which say nothing of larger
+            changes and drown the rest; the direction that most models agree on is left, and χ is too small.
 
     Returns `chi`, `chi_error` and `chi_group` (component, sample or token), with outcomes for components and models for
     groups, of mean 0 over the data; `chi_reliability`; `mean`, the mean outcome, and `outcome` by model; and `growth`
@@ -73,7 +77,7 @@ def training_adjoint(
     training.run()
     values, gradients = zip(*(of_outcomes(model, outcomes) for model in models), strict=True)
     found, growth = training.back(torch.stack(gradients, 1))
-    result = dataset(list(outcomes), found.flatten(2).cpu(), tuple(training.rho.shape[1:]))
+    result = dataset(list(outcomes), found.flatten(2).cpu(), tuple(training.rho.shape[1:]), clip)
     result["mean"] = ("component", torch.stack(values, 1).mean(1).numpy())
     result["outcome"] = (("component", "group"), torch.stack(values, 1).numpy())
     result["growth"] = (("component", "group"), growth.cpu().numpy())
@@ -100,7 +104,7 @@ def of_outcomes(model: nn.Module, outcomes: Mapping[str, Observable]) -> tuple[T
     return torch.stack(values), torch.stack(gradients)
 
 
-def dataset(names: list[str], found: Tensor, shape: tuple[int, ...]) -> xr.Dataset:
+def dataset(names: list[str], found: Tensor, shape: tuple[int, ...], clip: bool) -> xr.Dataset:
     """Derivatives by weights `[outcomes, models, data]` as χ, with errors from models whose numbers are all finite."""
     alive = found.isfinite().all(2).all(0).nonzero().squeeze(1)
     if len(alive) < 2:
@@ -108,6 +112,9 @@ def dataset(names: list[str], found: Tensor, shape: tuple[int, ...]) -> xr.Datas
             f"{len(alive)} of {found.shape[1]} models have a finite response: take fewer steps, or a smaller lr"
         )
     chi = found.shape[2] * (found - found.mean(2, keepdim=True))
+    if clip:
+        size = chi.norm(dim=2, keepdim=True)
+        chi = chi * (size[:, alive].median(1, keepdim=True).values / size).clamp(max=1.0)
     dimension = "token" if len(shape) > 1 else "sample"
     places = np.indices(shape).reshape(len(shape), -1).astype(np.int32)
     where = {level: (dimension, each) for level, each in zip(("sample", "position"), places, strict=False)}

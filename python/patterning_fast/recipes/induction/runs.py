@@ -38,7 +38,7 @@ def at(settings: Settings, vocabulary: int, parameters: Mapping[str, Tensor]) ->
 
 
 def trained(settings: Settings, seed: int, rho: Tensor | None) -> dict[str, Any]:
-    """A run from the seed's start on weighted contexts: its end, what it was early on, and its history."""
+    """A run from the seed's start on contexts drawn by weights: its end, what it was early on, and its history."""
     text = text_of(settings, seed)
     early: dict[str, Tensor] = {}
     measured: list[int] = []
@@ -57,8 +57,8 @@ def trained(settings: Settings, seed: int, rho: Tensor | None) -> dict[str, Any]
     model = initial_model(settings, text.vocabulary, seed)
     history = pf.train(
         model, text.tokens, pf.losses.next_token, steps=settings.train_steps, batch_size=settings.train_batch,
-        lr=settings.train_lr, weight_decay=settings.weight_decay, weights=rho, seed=seed, metrics=metrics,
-        metrics_every=settings.metrics_every, progress=shows_progress(),
+        lr=settings.train_lr, weight_decay=settings.weight_decay, weights=rho, weighting="sampling",
+        seed=seed, metrics=metrics, metrics_every=settings.metrics_every, progress=shows_progress(),
     )  # fmt: skip
     return {
         "parameters": {name: each.cpu() for name, each in model.state_dict().items()},
