@@ -21,6 +21,7 @@ SOURCES = {
     "early gradient": "the same before the circuit",
     "loss alone": "a low loss at the end of training",
     "compression": "how few bytes a context has once it is compressed: no model has a part in it",
+    "colder": "the mode of χ at ten times nβ, where chains feel more of the loss",
     "labels": "the tokens that induction predicts, by their labels: the most that weights of contexts can do",
 }
 """What weights of contexts are made of."""
@@ -44,19 +45,19 @@ class Settings:
     """"crossed", or what `tasks.domains.domains` takes, in tokens of a vocabulary of its own."""
     vocabulary: int = 5000
     """Of the tokenizer of a source; crossed text has 96 characters."""
-    contexts: int = 8192
+    contexts: int = 32768
     length: int = 64
     width: int = 64
     heads: int = 8
     head_width: int = 16
-    train_steps: int = 1700
+    train_steps: int = 2000
     train_batch: int = 48
     train_lr: float = 4e-3
     weight_decay: float = 0.01
     metrics_every: int = 25
     early_step: int = 1000
     """Of the base run, before the circuit."""
-    chi_contexts: int = 512
+    chi_contexts: int = 256
     """Contexts that χ is estimated on, from which its direction is continued to all others."""
     n_beta: float = 30.0
     localization: float = 300.0
@@ -69,7 +70,7 @@ class Settings:
     reliability: float = 0.8
     """Of every head's χ: chains are added until it is reached."""
     max_chains: int = 16
-    score_contexts: int = 256
+    score_contexts: int = 160
     """Contexts that χ of scores and of losses is estimated on, by chains of the whole model."""
     score_n_beta: float = 300.0
     score_localization: float = 3000.0

@@ -31,6 +31,9 @@ AT_ONCE = 256
 STEP = 1e-3
 """Relative length of the step of a directional derivative of the losses."""
 
+COLDER = 10.0
+"""Times nβ."""
+
 SPREAD_LOCALIZATION = 20.0
 """At which chains of the sampler's length are still on their way out from w*."""
 
@@ -60,10 +63,13 @@ class Scene:
 
     @cached_property
     def chi(self) -> xr.Dataset:
+        return self.chi_at(self.settings.n_beta)
+
+    def chi_at(self, n_beta: float) -> xr.Dataset:
         """χ of the heads at the end, by responses of settled chains."""
         settings = self.settings
         return pf.linear_response(
-            posterior(self.model, self.known, settings.n_beta, settings.localization), pf.SGLD(settings.lr),
+            posterior(self.model, self.known, n_beta, settings.localization), pf.SGLD(settings.lr),
             components=pf.attention_heads(self.model), reliability=settings.reliability,
             max_chains=settings.max_chains, **sampling(settings, self.seed),
         )  # fmt: skip
@@ -136,6 +142,11 @@ def to_all(scene: Scene, model: AttentionOnlyLM, chi: xr.Dataset, wanted: np.nda
 
 def by_mode(scene: Scene) -> Values:
     return to_all(scene, scene.model, scene.chi, scene.mode.loading)
+
+
+def by_colder_mode(scene: Scene) -> Values:
+    chi = scene.chi_at(COLDER * scene.settings.n_beta)
+    return to_all(scene, scene.model, chi, most_inductive(scene, chi).loading)
 
 
 def covariances(scene: Scene, n_beta: float, localization: float) -> Values:
@@ -239,6 +250,7 @@ SOURCE_OF: dict[str, Callable[[Scene], Values]] = {
     "no loss": lambda scene: covariances(scene, 0.0, scene.settings.localization),
     "gradient": partial(by_gradient, early=False),
     "early gradient": partial(by_gradient, early=True),
+    "colder": by_colder_mode,
     "loss alone": lambda scene: -scene.losses,
     "compression": by_compression,
     "labels": lambda scene: scene.text.repeat.double().mean(1),
