@@ -1,10 +1,9 @@
 """The parentheses recipe: weights on data that choose between two algorithms which fit the data alike.
 
 After arXiv:2601.13548, §5: of runs from many seeds some learn to follow how parentheses nest and some to count them.
-Weights that favour either are made in three ways: from what each kind of string contributes to the learning
-coefficients of solutions of both; from how a measure of behaviour out of distribution answers to each, early in
-training; and from how accuracy out of distribution, at the end of training, answers to each over whole runs, alone or
-with what the task needs held where it is.
+Kinds of string are scored in several ways: by the adjoint of training early on, by χ, by losses and gradients there, by
+contributions to the learning coefficients of solutions of both kinds. All scores are held to the same yardstick, what
+whole runs on random weights came to. Then runs are trained on weights made of them.
 """
 
 from __future__ import annotations
@@ -12,87 +11,80 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import torch
 
 from patterning_fast.recipes.findings import Findings
 from patterning_fast.recipes.pieces import Pieces
-from patterning_fast.recipes.responses import with_comparison
 
-from .estimates import averaged, contributions, responses, susceptibilities
+from .estimates import adjoint, averaged, by_n_grams, early_scores, learning_coefficient, responses
 from .findings import findings
 from .runs import drawn, solutions, trained
-from .settings import BASE, LLC, Settings, early
+from .settings import ADJOINT, BASE, CHI, COUNTING, FIT, GRADIENT, LLC, LOW_LOSS, N_GRAMS, NESTED, NO_LOSS, Settings
 from .strings import kinds_of
-from .weights import all_weights, on_strings, response_of, verified_plan, weights_at_random
+from .weights import all_weights, fit_of, on_strings, weights_at_random
 
-FIRST_SOURCE = 1000
-"""Seed of the first of the runs that weights come from: none of them is compared."""
-
-FIRST_AT_RANDOM = 5000
-"""Seed of the first of the runs on weights drawn at random, which the response of training comes from."""
+FIRST_EARLY, FIRST_SOURCE, FIRST_ADJOINT, FIRST_AT_RANDOM = 2000, 2500, 3000, 7000
+"""Seeds of the first of the runs that scores come from, and of those they are held to: none of them is compared."""
 
 SIDE_BY_SIDE = 24
 """Runs in one part."""
 
 
 def run(settings: Settings, pieces: Pieces) -> Findings:
-    """Runs to make weights of, chains on them, and runs on the weights and on controls."""
+    """Runs to make scores of, the scores, their yardstick, and runs on weights and on controls."""
     task = drawn(settings)
     kinds, labels = kinds_of(task), task.training[1].numpy()
-    more = range(FIRST_SOURCE, FIRST_SOURCE + settings.early_runs)
-    sources, *begun = pieces.map(
-        "runs to make weights of",
-        trained,
-        {"sources": (settings, more[: settings.source_seeds], None)}
-        | {f"until step {step}": (replace(settings, steps=step), more, None) for step in settings.early_steps},
-    ).values()
-    chosen = solutions(sources, settings.solutions)
-    chains = {
-        f"{name}, solution {seed}": (settings, sources["parameters"][seed])
-        for name, seeds in chosen.items()
-        for seed in seeds
-    }
-    at_solutions = pieces.map("chains on solutions", contributions, chains)
-    estimates = {
-        name: averaged([at_solutions[f"{name}, solution {seed}"] for seed in seeds]) for name, seeds in chosen.items()
-    }
-    beginnings = {
-        f"step {step}, run {run}": (settings, each)
-        for step, part in zip(settings.early_steps, begun, strict=True)
-        for run, each in enumerate(part["parameters"])
-    }
-    at_beginnings = pieces.map("chains early on", susceptibilities, beginnings)
-    answers = {
-        early(step): averaged([at_beginnings[f"step {step}, run {run}"] for run in range(settings.early_runs)])
-        for step in settings.early_steps
-    }
+    until = replace(settings, steps=settings.early_step)
+    early, sources = pieces.map("runs to make scores of", trained, {
+        "early": (until, range(FIRST_EARLY, FIRST_EARLY + settings.early_runs), None),
+        "sources": (settings, range(FIRST_SOURCE, FIRST_SOURCE + settings.source_seeds), None),
+    }).values()  # fmt: skip
     at_random = weights_at_random(settings, kinds)
-    parts = range(0, settings.response_runs, SIDE_BY_SIDE)
-    ended = pieces.map("runs on random weights", trained, {
-        f"at random, {first} to {first + len(some)}": (
-            settings, range(FIRST_AT_RANDOM + first, FIRST_AT_RANDOM + first + len(some)), some,
-        )
-        for first, some in zip(parts, torch.from_numpy(on_strings(at_random, kinds)).split(SIDE_BY_SIDE), strict=True)
+    on_random = torch.from_numpy(on_strings(at_random, kinds)).split(SIDE_BY_SIDE)
+    whole = pieces.map("runs on random weights", trained, {
+        f"at random, {first}": (settings, range(FIRST_AT_RANDOM + first, FIRST_AT_RANDOM + first + len(some)), some)
+        for first, some in zip(range(0, settings.fit_runs, SIDE_BY_SIDE), on_random, strict=True)
     })  # fmt: skip
-    response = response_of(settings, at_random, list(ended.values()), kinds)
-    weights, refused = all_weights(settings, estimates, answers, response, kinds, labels)
-    wanted = {BASE: None} | {name: torch.from_numpy(each) for name, each in weights.items()}
-    compared = range(settings.seeds)
-    runs = pieces.map(
-        "training on weights", trained, {f"on {name}": (settings, compared, each) for name, each in wanted.items()}
-    )
-    verified = {
-        name: pieces.of(
-            f"verification at {name}",
-            partial(verified_plan, settings, sources["parameters"][seeds[0]], estimates, name),
-        )
-        for name, seeds in chosen.items()
-        if LLC not in refused
+    by_model = pieces.map("scores after the early step", early_scores, {
+        f"scores of run {number}": (settings, each) for number, each in enumerate(early["parameters"])
+    })  # fmt: skip
+    chosen = solutions(sources, settings.solutions)
+    coefficients = pieces.map("λ̂", learning_coefficient, {
+        f"λ̂ of {name}, run {at}": (settings, sources["parameters"][at]) for name, runs in chosen.items() for at in runs
+    })  # fmt: skip
+    contributions = {
+        name: np.stack([coefficients[f"λ̂ of {name}, run {at}"]["contribution"].numpy() for at in runs])
+        for name, runs in chosen.items()
     }
-    by_name = dict(zip(wanted, runs.values(), strict=True))
-    found = findings(
-        settings, kinds, chosen, sources, estimates, answers, response, weights, refused, by_name, verified
-    )
-    (solution, *_), *_ = chosen.values()
-    held = pieces.of("covariances against responses", partial(responses, settings, sources["parameters"][solution]))
-    return with_comparison(found, held["rows"], "at the first solution")
+    gone_back = pieces.of("adjoint", partial(kept_adjoint, settings))
+    scores = {
+        ADJOINT: averaged(settings, gone_back["chi"].numpy(), 1.0),
+        **{
+            way: averaged(settings, np.stack([each[way].numpy() for each in by_model.values()]), settings.n_beta)
+            for way in (CHI, LOW_LOSS, NO_LOSS, GRADIENT)
+        },
+        FIT: fit_of(at_random, list(whole.values()), kinds),
+        LLC: averaged(settings, contributions[COUNTING] - contributions[NESTED], settings.llc_n_beta),
+        N_GRAMS: averaged(settings, by_n_grams(settings)[None], 1.0),
+    }
+    retrained = {way: each for way, each in scores.items() if way not in (GRADIENT, N_GRAMS)}
+    weights, refused = all_weights(settings, retrained, kinds, labels)
+    wanted = {BASE: None} | {name: torch.from_numpy(each) for name, each in weights.items()}
+    runs = pieces.map("training on weights", trained, {
+        f"on {name}": (settings, range(settings.seeds), each) for name, each in wanted.items()
+    })  # fmt: skip
+    compared = pieces.of("covariances against responses", partial(responses, settings, early["parameters"][0]))
+    return findings(
+        settings, kinds, scores, weights, refused, dict(zip(wanted, runs.values(), strict=True)), sources, chosen,
+        coefficients, {"growth": gone_back["growth"], "agreement": gone_back["agreement"]}, compared["rows"],
+        {name: sum(pieces.core_seconds[part] for part in parts) for name, parts in {
+            ADJOINT: ["adjoint"], FIT: whole, CHI: by_model,
+        }.items()},
+    )  # fmt: skip
+
+
+def kept_adjoint(settings: Settings) -> dict[str, torch.Tensor]:
+    """The adjoint of training by string, run by run, how chaotic the runs are, and whether halves of a change agree."""
+    found = adjoint(settings, range(FIRST_ADJOINT, FIRST_ADJOINT + settings.adjoint_runs))
+    return {name: torch.from_numpy(np.array(each)) for name, each in found.items()}

@@ -1,7 +1,8 @@
-"""Chains on models of parentheses: learning coefficients, contributions and susceptibilities by kind of string."""
+"""How kinds of string score: by the adjoint of training, by χ, by losses and gradients, by λ̂; and by none of these."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -11,35 +12,74 @@ from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
 import patterning_fast as pf
+from patterning_fast.models.sequence_classifier import SequenceClassifier
 from patterning_fast.posterior.components import FULL
+from patterning_fast.recipes.controls import non_negative
 from patterning_fast.recipes.responses import comparison
 
 from .runs import drawn, new_model, task_of
-from .settings import Part, Settings
+from .settings import CHI, GRADIENT, LOW_LOSS, NO_LOSS, OOD, Part, Settings
 from .strings import kinds_of
 
 COMPARED = 64
 """Strings on which covariances are held against responses."""
 
-NESTEDNESS = "nestedness"
+STEP = 1e-3
+"""Relative length of the step of a directional derivative of the losses."""
+
+SMOOTH_RUNS, SMOOTH_STRENGTH = 24, 0.5
+"""Runs and strength at which halves of a change are compared."""
+
+GRAM = 3
+"""Letters in a row."""
+
+
+def margin(settings: Settings, model: nn.Module) -> Tensor:
+    """How far a model holds strings of equal counts that do not nest for unbalanced: the mean of its logits' margin."""
+    logits = model(task_of(settings).equal_counts)
+    return (logits[:, 0] - logits[:, 1]).mean()
+
+
+def adjoint(settings: Settings, seeds: range) -> dict[str, np.ndarray]:
+    """The response of the margin after the early step to strings `[runs, strings]`, by going back over training.
+
+    With it `growth`, how chaotic runs are, and `agreement`, the share of some runs in which both halves of a change of
+    weights along it move the margin the same way (see `pf.metasmoothness`).
+    """
+    task, outcomes = task_of(settings), {OOD: lambda model: margin(settings, model)}
+    training: dict[str, Any] = {
+        "steps": settings.early_step, "batch_size": settings.batch, "lr": settings.lr,
+        "weight_decay": settings.weight_decay,
+    }  # fmt: skip
+    found = pf.training_adjoint(
+        [new_model(settings, seed) for seed in seeds], task.training, pf.losses.cross_entropy, outcomes, seeds=seeds,
+        clip=True, **training,
+    )  # fmt: skip
+    direction = torch.from_numpy(found["chi"].values[0]).double()
+    rho = non_negative(direction - direction.mean(), SMOOTH_STRENGTH).float()
+    some = seeds[:SMOOTH_RUNS]
+    smooth = pf.metasmoothness(
+        [new_model(settings, seed) for seed in some], task.training, pf.losses.cross_entropy, outcomes, rho, seeds=some,
+        **training,
+    )  # fmt: skip
+    return {
+        "chi": found["chi_group"].values[0],
+        "growth": found["growth"].values[0],
+        "agreement": smooth["agreement"].values,
+    }
+
+
+def model_at(settings: Settings, parameters: Tensor) -> SequenceClassifier:
+    model = new_model(settings, 0)
+    vector_to_parameters(parameters.to(settings.device), model.parameters())
+    return model
 
 
 def posterior_at(settings: Settings, parameters: Tensor, n_beta: float, localization: float) -> pf.LocalPosterior:
     """The posterior around a model, on the training strings."""
-    model = new_model(settings, 0)
-    vector_to_parameters(parameters.to(settings.device), model.parameters())
     return pf.LocalPosterior(
-        model, pf.losses.cross_entropy, task_of(settings).training, n_beta=n_beta, localization=localization
-    )
-
-
-def responses(settings: Settings, parameters: Tensor) -> dict[str, Any]:
-    """χ of some strings by covariances against that by responses."""
-    posterior = posterior_at(settings, parameters, settings.n_beta, settings.localization)
-    inputs, labels = task_of(settings).training
-    return comparison(
-        posterior, pf.SGLD(settings.sampler_lr), None, probes={"some": (inputs[:COMPARED], labels[:COMPARED])},
-        loss_samples=min(256, len(inputs)), **sampling(settings),
+        model_at(settings, parameters), pf.losses.cross_entropy, task_of(settings).training, n_beta=n_beta,
+        localization=localization,
     )  # fmt: skip
 
 
@@ -54,63 +94,106 @@ def sampling(settings: Settings) -> dict[str, Any]:
     }
 
 
-def contributions(settings: Settings, parameters: Tensor) -> Part:
-    """λ̂ of a solution, what each kind of string contributes to it, and their χ."""
-    posterior = posterior_at(settings, parameters, settings.n_beta, settings.localization)
-    statistics = pf.sample(posterior, pf.SGLD(settings.sampler_lr), **sampling(settings))
-    both = statistics.contributions().assign(statistics.susceptibilities()[["chi", "chi_error", "chi_group"]].data_vars)
-    return by_kind(settings, both.assign_attrs(n_beta=settings.n_beta))
+def early_scores(settings: Settings, parameters: Tensor) -> dict[str, Tensor]:
+    """Scores of the training strings `[strings]` around a model after the early step; more of what is high is to
+    favour Nested."""
+    model, task = model_at(settings, parameters), task_of(settings)
 
+    def test_loss(model: nn.Module) -> Tensor:
+        return pf.losses.cross_entropy(model, task.test).mean()
 
-def susceptibilities(settings: Settings, parameters: Tensor) -> Part:
-    """χ of nestedness by kind of string."""
-    posterior = posterior_at(settings, parameters, settings.early_n_beta, settings.early_localization)
-    (test, classes), others = task_of(settings).test, task_of(settings).equal_counts
-
-    def nestedness(model: nn.Module) -> Tensor:
-        """How far strings of equal counts that do not nest are from balanced ones, on the way to all others."""
-        logits = model(torch.cat((test, others)))
-        margin = logits[:, 0] - logits[:, 1]
-        of_test = margin[: len(test)]
-        balanced, unbalanced = of_test[classes == 1].mean(), of_test[classes == 0].mean()
-        return (margin[len(test) :].mean() - balanced) / (unbalanced - balanced)
-
-    fewer = {"chains": settings.early_chains, "draws": settings.early_draws, "observables": {NESTEDNESS: nestedness}}
-    statistics = pf.sample(posterior, pf.SGLD(settings.sampler_lr), **sampling(settings) | fewer)
-    return by_kind(settings, statistics.susceptibilities(observable=NESTEDNESS))
-
-
-def by_kind(settings: Settings, estimates: xr.Dataset) -> Part:
-    """Estimates by kind of string, as arrays; none by group of chains: see `averaged`."""
-    kinds = kinds_of(drawn(settings))
-    found = pf.aggregate(estimates, kinds, name="kind").sel(component=FULL)
-    kept = {str(name): each for name, each in found.data_vars.items() if "group" not in each.dims}
+    where = posterior_at(settings, parameters, settings.n_beta, settings.localization)
+    keywords = sampling(settings)
+    found = pf.linear_response(where, pf.SGLD(settings.sampler_lr), observable={"test loss": test_loss}, **keywords)
+    blind = pf.sample(
+        posterior_at(settings, parameters, 0.0, settings.localization), pf.SGLD(settings.sampler_lr),
+        observables={"test loss": test_loss}, **keywords | {"chains": 8},
+    ).susceptibilities(observable="test loss")  # fmt: skip
+    with torch.no_grad():
+        losses = pf.losses.cross_entropy(model, task.training)
     return {
-        "kind": [str(name) for name in found["kind"].values],
-        "count": torch.from_numpy(found["count"].values),
-        "n_beta": float(found.attrs["n_beta"]),
-        **{name: torch.from_numpy(each.values.copy()) for name, each in kept.items()},
+        CHI: -torch.from_numpy(found["chi"].sel(component=FULL).values).double(),
+        NO_LOSS: -torch.from_numpy(blind["chi"].sel(component=FULL).values).double(),
+        LOW_LOSS: -losses.double().cpu(),
+        GRADIENT: aligned(settings, model),
     }
 
 
-def averaged(parts: list[Part]) -> xr.Dataset:
-    """Estimates by kind, over models: means of χ, with errors of how models differ, which are its independent groups;
-    and the median contributions, each with its error from chains, as some solutions' are ten times those of others.
+def aligned(settings: Settings, model: SequenceClassifier) -> Tensor:
+    """How strings' losses go down as the margin on equal counts goes up along its gradient."""
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad(margin(settings, model), parameters)
+    step = STEP / float(torch.cat([each.flatten() for each in gradient]).norm())
+
+    def losses(length: float) -> Tensor:
+        with torch.no_grad():
+            for parameter, slope in zip(parameters, gradient, strict=True):
+                parameter.add_(slope, alpha=length)
+            found = pf.losses.cross_entropy(model, task_of(settings).training).double().cpu()
+            for parameter, slope in zip(parameters, gradient, strict=True):
+                parameter.sub_(slope, alpha=length)
+        return found
+
+    return losses(-step) - losses(step)
+
+
+def by_n_grams(settings: Settings) -> np.ndarray:
+    """How alike a training string's runs of letters are to those of equal counts `[strings]`: no model has a part."""
+    task = drawn(settings)
+
+    def counts(tokens: Tensor) -> np.ndarray:
+        runs = tokens.unfold(1, GRAM, 1).numpy() @ 8 ** np.arange(GRAM)
+        found = np.stack([np.bincount(row, minlength=8**GRAM) for row in runs]).astype(np.float64)
+        found[:, 0] = 0.0  # of what is after the end
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+    return counts(task.training[0]) @ counts(task.equal_counts).mean(0)
+
+
+def averaged(settings: Settings, scores: np.ndarray, n_beta: float) -> xr.Dataset:
+    """Scores of strings `[models, strings]` by kind, over models, which are the independent groups of errors.
+
+    Models whose scores are larger than the median one's are scaled down to its size: a few would drown the rest.
     """
-    first = parts[0]
-    kind = {"kind": first["kind"], "count": ("kind", first["count"].numpy())}
-    dataset = xr.Dataset(coords={"component": [FULL]} | kind, attrs={"n_beta": first["n_beta"]})
-    by_model = np.stack([part["chi"].double().numpy() for part in parts])[None]
-    dataset["chi"] = (("component", "kind"), by_model.mean(1))
-    dataset["chi_error"] = (("component", "kind"), by_model.std(1, ddof=1) / np.sqrt(len(parts)))
-    dataset["chi_group"] = (("component", "group", "kind"), by_model)
-    if "contribution" in first:
-        values = np.stack([part["contribution"].double().numpy() for part in parts])
-        middle = np.argsort(values, 0)[None, (len(parts) - 1) // 2]
-        for name in ("contribution", "contribution_error"):
-            of_models = np.stack([part[name].double().numpy() for part in parts])
-            dataset[name] = (("component", "kind"), np.take_along_axis(of_models, middle, 0))
-    for name in ("llc", "llc_error", "mu", "r_hat"):
-        if name in first:
-            dataset[name] = ("model", [float(part[name]) for part in parts])
-    return dataset
+    kinds = kinds_of(drawn(settings))
+    names, codes, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    by_kind = np.stack([np.bincount(codes, row - row.mean()) / counts for row in scores])
+    size = np.linalg.norm(by_kind * np.sqrt(counts), axis=1, keepdims=True)
+    by_kind *= np.minimum(1.0, np.median(size) / size)
+    error = by_kind.std(0, ddof=1) / np.sqrt(len(by_kind)) if len(by_kind) > 1 else np.zeros(len(names))
+    return xr.Dataset(
+        {
+            "chi": (("component", "kind"), by_kind.mean(0)[None]),
+            "chi_error": (("component", "kind"), error[None]),
+            "chi_group": (("component", "group", "kind"), by_kind[None]),
+        },
+        coords={"component": [OOD], "kind": names, "count": ("kind", counts)},
+        attrs={"n_beta": n_beta},
+    )
+
+
+def learning_coefficient(settings: Settings, parameters: Tensor) -> Part:
+    """λ̂ of a solution, whether its chains had settled, and what strings contribute to it `[strings]`."""
+    where = posterior_at(settings, parameters, settings.llc_n_beta, settings.llc_localization)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pf.UnsettledWarning)  # the table says so
+        statistics = pf.sample(
+            where, pf.SGLD(settings.llc_lr), chains=settings.llc_chains, draws=settings.llc_draws,
+            burn_in=settings.llc_burn_in, steps_between_draws=settings.llc_steps_between_draws,
+            batch_size=settings.sampler_batch, loss_samples=min(1000, settings.strings), progress=False,
+        )  # fmt: skip
+        found, contributions = statistics.llc().isel(component=0), statistics.contributions()
+    numbers = ("llc", "llc_error", "r_hat", "settled", "relaxation_steps")
+    return {name: float(found[name]) for name in numbers if name in found} | {
+        "contribution": torch.from_numpy(contributions["contribution"].values[0]).double()
+    }
+
+
+def responses(settings: Settings, parameters: Tensor) -> dict[str, Any]:
+    """χ of some strings by covariances against that by responses, after the early step."""
+    inputs, labels = task_of(settings).training
+    return comparison(
+        posterior_at(settings, parameters, settings.n_beta, settings.localization), pf.SGLD(settings.sampler_lr), None,
+        probes={"some": (inputs[:COMPARED], labels[:COMPARED])}, loss_samples=min(256, len(inputs)),
+        **sampling(settings) | {"chains": 8},
+    )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -11,15 +11,29 @@ from matplotlib.figure import Figure
 from patterning_fast.recipes.findings import Rows
 from patterning_fast.report import charts
 
-from .settings import BALANCE, BASE, COUNTING, HELD, LLC, NESTED, SHUFFLED, Part, Settings, early, is_control, named
+from .settings import (
+    ADJOINT,
+    BALANCE,
+    BASE,
+    CHI,
+    COUNTING,
+    LLC,
+    LOW_LOSS,
+    NESTED,
+    SHUFFLED,
+    Part,
+    Settings,
+    named,
+)
 from .tables import final, relative
+
+SHOWN = (ADJOINT, CHI, LOW_LOSS, LLC)
 
 
 def outcome_figure(settings: Settings, runs: Mapping[str, Part]) -> Figure:
     """Accuracies out of distribution of the base runs, of those on the weights that matter and of their controls."""
-    held = [named(HELD, name, settings.strengths[-1]) for name in (NESTED, COUNTING)]
-    by_llc = [named(LLC, name, settings.strengths[-1]) for name in (NESTED, COUNTING)]
-    names = [BASE, *held, *by_llc, *(f"{held[0]}, {control}" for control in (SHUFFLED, BALANCE))]
+    names = [BASE, *(named(way, name, settings.strengths[-1]) for way in SHOWN for name in (NESTED, COUNTING))]
+    names += [f"{named(ADJOINT, NESTED, settings.strengths[-1])}, {control}" for control in (SHUFFLED, BALANCE)]
     ends = {name: final(runs[name]) for name in names if name in runs}
     return charts.runs(
         {name: ood for name, (ood, _) in ends.items()}, "accuracy out of distribution", [0.5],
@@ -27,40 +41,24 @@ def outcome_figure(settings: Settings, runs: Mapping[str, Part]) -> Figure:
     )  # fmt: skip
 
 
-def contribution_figure(
-    settings: Settings,
-    estimates: Mapping[str, xr.Dataset],
-    answers: Mapping[str, xr.Dataset],
-    kinds: np.ndarray,
-    weights: Mapping[str, np.ndarray],
-) -> Figure:
-    """Contributions and χ by kind of string beside the weights."""
-    names = [str(kind) for kind in estimates[NESTED]["kind"].values]
-    panels = {
-        "contribution to λ̂, thousandths": {
-            name: tuple(1000 * each[variable].values[0] for variable in ("contribution", "contribution_error"))
-            for name, each in estimates.items()
-        },
-        "response, standard deviations": {
-            name: tuple(part / mean.std() for part in (mean, error))
-            for name, (mean, error) in ((name, relative(each)) for name, each in answers.items())
-        },
-        "weight ρ": {
-            name: (np.array([weights[name][kinds == kind].mean() for kind in names]), 0.0)
-            for way in (LLC, early(settings.early_steps[0]), HELD)
-            if (name := named(way, NESTED, settings.strengths[-1])) in weights
-        },
-    }
-    return charts.bars(names, panels)
+def score_figure(scores: Mapping[str, xr.Dataset]) -> Figure:
+    """The scores of kinds of string, a panel a way."""
+    kinds = [str(kind) for kind in next(iter(scores.values()))["kind"].values]
+    return charts.bars(kinds, {way: {"": relative(scores[way])} for way in SHOWN if way in scores})
 
 
-def expected_figure(expected: Rows) -> Figure:
-    """Predicted against realised change of accuracy, a point a weighting."""
-    groups: dict[str, list[dict[str, float]]] = {}
-    for row in expected:
-        name = row["weights"]
-        kind = "controls" if is_control(name) else name.split(", ", 1)[1].rpartition(",")[0] or "by hand"
-        groups.setdefault(kind, []).append(row)
-    columns = ("predicted", "realised", "predicted error", "realised error")
-    points = {name: charts.Points(*([row[each] for row in rows] for each in columns)) for name, rows in groups.items()}
-    return charts.scatter({"": points}, "predicted change of mean OOD accuracy", "realised change", diagonal=True)
+def yardstick_figure(rows: Rows) -> Figure:
+    """How well each score tells what whole runs came to."""
+    names = [row["scored"] for row in rows]
+    values, errors = (np.array([row[name] for row in rows]) for name in ("rank correlation over runs", "± error"))
+    return charts.bars(names, {"rank correlation over runs": {"": (values, errors)}})
+
+
+def llc_figure(solutions: Sequence[Mapping[str, float | str]]) -> Figure:
+    """λ̂ of solutions of either kind against their accuracy out of distribution."""
+    groups = {}
+    for name in (NESTED, COUNTING):
+        mine = [row for row in solutions if row["solution"] == name]
+        x, y, error = ([float(row[key]) for row in mine] for key in ("OOD accuracy", "llc", "llc_error"))
+        groups[name] = charts.Points(x, y, y_error=error)
+    return charts.scatter({"": groups}, "accuracy out of distribution", "λ̂")

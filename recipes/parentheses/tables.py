@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ import xarray as xr
 
 from patterning_fast.recipes.findings import Rows
 
-from .settings import BASE, CHI, COUNTING, LEARNED, LLC, NESTED, Part, is_control
+from .settings import BASE, LEARNED, OOD, Part, is_control
+from .weights import mean_of_unbalanced
 
 
 def final(run: Part) -> tuple[np.ndarray, np.ndarray]:
     """Accuracy out of distribution at the end, and which runs have learned the task."""
-    return run["OOD accuracy"][:, -1].numpy(), run["test accuracy"][:, -1].numpy() >= LEARNED
+    return run[OOD][:, -1].numpy(), run["test accuracy"][:, -1].numpy() >= LEARNED
 
 
 def outcome(name: str, run: Part, base: Part) -> dict[str, Any]:
@@ -39,81 +40,36 @@ def outcome(name: str, run: Part, base: Part) -> dict[str, Any]:
     }
 
 
-def solution(name: str, seed: int, at: int, estimates: xr.Dataset, sources: Part) -> dict[str, Any]:
-    """A solution's learning coefficient and its errors."""
-    return {
-        "solution": name,
-        "run": seed,
-        "OOD accuracy": float(sources["OOD accuracy"][seed, -1]),
-        "test accuracy": float(sources["test accuracy"][seed, -1]),
-        "llc": float(estimates["llc"][at]),
-        "llc error": float(estimates["llc_error"][at]),
-        "mean loss above w*": float(estimates["mu"][at]),
-        "r_hat": float(estimates["r_hat"][at]),
-    }
-
-
-def kind_rows(kinds: np.ndarray, estimates: Mapping[str, xr.Dataset], answers: Mapping[str, xr.Dataset]) -> Rows:
-    """Each kind of string: how many, what one contributes, and how nestedness answers to it, in thousandths."""
-    columns = {
-        f"1000 · contribution, {name}": (each["contribution"].values[0], each["contribution_error"].values[0])
-        for name, each in estimates.items()
-    }
-    columns |= {f"1000 · {answering(name)}": relative(each) for name, each in answers.items()}
+def solution_rows(
+    chosen: Mapping[str, Sequence[int]], sources: Part, coefficients: Mapping[str, Mapping[str, Any]]
+) -> Rows:
+    """λ̂ of every solution, with its error."""
     return [
-        {"kind": str(kind), "strings": int((kinds == kind).sum())}
-        | {label: f"{1000 * mean[at]:.3g} ± {1000 * error[at]:.2g}" for label, (mean, error) in columns.items()}
-        for at, kind in enumerate(estimates[NESTED]["kind"].values)
+        {"solution": name, "run": at}
+        | {kind: float(sources[kind][at, -1]) for kind in (OOD, "test accuracy")}
+        | {key: each for key, each in coefficients[f"λ̂ of {name}, run {at}"].items() if key != "contribution"}
+        for name, runs in chosen.items()
+        for at in runs
     ]
 
 
-def answering(way: str) -> str:
-    """What answers to data in the estimate that a way is made of."""
-    return f"χ of nestedness {way.removeprefix(CHI)}" if way.startswith(CHI) else f"response of {way}"
+def score_rows(scores: Mapping[str, xr.Dataset]) -> Rows:
+    """The score of each kind of string in every way, in standard deviations over unbalanced strings."""
+    first = next(iter(scores.values()))
+    columns = {way: relative(score) for way, score in scores.items()}
+    return [
+        {"kind": str(kind), "strings": int(first["count"][at])}
+        | {way: f"{mean[at]:.2f} ± {error[at]:.2f}" for way, (mean, error) in columns.items()}
+        for at, kind in enumerate(first["kind"].values)
+    ]
 
 
-def relative(answers: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """χ `[kinds]` beyond its mean over unbalanced strings, which is what weights are made of, and its error."""
-    chi = answers["chi_group"].values[0]
-    counts = np.where(answers["kind"].values == "balanced", 0, answers["count"].values)
-    beyond = chi - (chi @ counts / counts.sum())[:, None]
-    return beyond.mean(0), beyond.std(0, ddof=1) / np.sqrt(len(chi))
-
-
-def cosine_rows(kinds: np.ndarray, estimates: Mapping[str, xr.Dataset], answers: Mapping[str, xr.Dataset]) -> Rows:
-    """How alike the directions for Nested are that ways give over the strings, balanced ones left out."""
-    unbalanced = estimates[NESTED]["kind"].values != "balanced"
-    count = np.array([(kinds == kind).sum() for kind in estimates[NESTED]["kind"].values])[unbalanced]
-    less = estimates[COUNTING]["contribution"].values[0] - estimates[NESTED]["contribution"].values[0]
-    directions = {LLC: less[unbalanced]} | {name: relative(each)[0][unbalanced] for name, each in answers.items()}
-    unit = {}
-    for name, each in directions.items():
-        centred = np.sqrt(count) * (each - each @ count / count.sum())
-        unit[name] = centred / np.linalg.norm(centred)
-    return [{"way": name} | {other: float(each @ unit[other]) for other in unit} for name, each in unit.items()]
-
-
-def expected_rows(
-    response: xr.Dataset, kinds: np.ndarray, weights: Mapping[str, np.ndarray], runs: Mapping[str, Part]
-) -> Rows:
-    """Of each weighting, the change of mean accuracy out of distribution that the response predicts, and what came."""
-    share = response["count"].values / response["count"].values.sum()
-    base, _ = final(runs[BASE])
-    rows: Rows = []
-    for name, each in weights.items():
-        mass = share * (np.array([each[kinds == kind].mean() for kind in response["kind"].values]) / each.mean() - 1.0)
-        of_runs = response["chi_group"].values[0] @ mass
-        ood, _ = final(runs[name])
-        rows.append(
-            {
-                "weights": name,
-                "predicted": float(of_runs.mean()),
-                "predicted error": float(of_runs.std(ddof=1) / np.sqrt(len(of_runs))),
-                "realised": float(ood.mean() - base.mean()),
-                "realised error": float(np.sqrt(ood.var(ddof=1) / len(ood) + base.var(ddof=1) / len(base))),
-            }
-        )
-    return rows
+def relative(score: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """A score by kind beyond its mean over unbalanced strings, and its error, in standard deviations over these."""
+    beyond = score["chi"].values[0] - mean_of_unbalanced(score)
+    counts = np.where(score["kind"].values == "balanced", 0, score["count"].values)
+    spread = np.sqrt((beyond**2 * counts).sum() / counts.sum())
+    return beyond / spread, score["chi_error"].values[0] / spread
 
 
 def weight_rows(kinds: np.ndarray, weights: Mapping[str, np.ndarray]) -> Rows:
@@ -129,19 +85,17 @@ def run_rows(runs: Mapping[str, Part]) -> Rows:
     """Accuracies of every run at every step they were measured at."""
     return [
         {"weights": name, "seed": seed, "step": step}
-        | {kind: float(each[kind][seed, at]) for kind in ("test accuracy", "OOD accuracy")}
+        | {kind: float(each[kind][seed, at]) for kind in ("test accuracy", OOD)}
         for name, each in runs.items()
-        for seed in range(len(each["OOD accuracy"]))
+        for seed in range(len(each[OOD]))
         for at, step in enumerate(each["steps"])
     ]
 
 
-def response_rows(response: xr.Dataset) -> Rows:
-    """Weights by kind and outcomes of the runs on weights drawn at random."""
-    kinds, outcomes = (list(map(str, response[name].values)) for name in ("kind", "component"))
+def fit_rows(fit: xr.Dataset) -> Rows:
+    """Weights by kind and outcome of the runs on weights drawn at random."""
+    kinds = list(map(str, fit["kind"].values))
     return [
-        {"run": run} | dict(zip(kinds, rho, strict=True)) | dict(zip(outcomes, ended, strict=True))
-        for run, (rho, ended) in enumerate(
-            zip(response["weights"].values.tolist(), response["outcomes"].values.T.tolist(), strict=True)
-        )
+        {"run": run} | dict(zip(kinds, rho, strict=True)) | {OOD: float(ended)}
+        for run, (rho, ended) in enumerate(zip(fit["weights"].values.tolist(), fit["outcome"].values, strict=True))
     ]

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+import xarray as xr
 from torch import Tensor, nn
 
-import patterning_fast as pf
-from parentheses.estimates import averaged
-from parentheses.findings import in_agreement
-from parentheses.settings import BASE, LLC, Settings, named
+from parentheses.estimates import averaged, by_n_grams
+from parentheses.settings import ADJOINT, FIT, LOW_LOSS, OOD, Settings
 from parentheses.strings import (
     CLOSE,
     END,
@@ -32,8 +31,8 @@ from parentheses.strings import (
     steps_of,
     tokens_of,
 )
-from parentheses.tables import expected_rows
-from parentheses.weights import by_hand, early_plans, on_strings, response_of, response_plans, weights_at_random
+from parentheses.weights import all_weights, by_hand, fit_of, on_strings, plans, weights_at_random
+from parentheses.yardstick import yardstick
 from patterning_fast.cli import main
 
 
@@ -101,6 +100,9 @@ def test_all_strings_there_are_and_no_more() -> None:
         parentheses(training=12, test=3, longest=6, seed=0)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:(χ of|finite differences are) .*:UserWarning")  # as of a toy run
+
+
 class Rule(nn.Module):
     """A model that classes strings by a rule."""
 
@@ -144,52 +146,87 @@ def test_weights_by_hand_leave_the_balance_of_labels() -> None:
     assert weights[labels == 0].mean() == pytest.approx(1.0)
 
 
-def test_means_over_models_have_their_spread_for_error() -> None:
-    parts = [
-        {"kind": ["a", "b"], "count": torch.tensor([3, 1]), "n_beta": 2.0, "chi": torch.tensor(values), "llc": llc}
-        for llc, values in enumerate(([1.0, 20.0], [3.0, 20.0], [2.0, 20.0]))
-    ]
-    found = averaged(parts)
-    assert found["chi"].values.tolist() == [[2.0, 20.0]]
-    assert found["chi_error"].values == pytest.approx(np.array([[1 / np.sqrt(3), 0.0]]))
-    assert found["chi_group"].dims == ("component", "group", "kind")
-    assert found["llc"].values.tolist() == [0.0, 1.0, 2.0]
-    assert "contribution" not in found
-    weights = pf.invert(found, {"full": 1.0}, strength=0.1).weights.values
-    assert weights[0] < 1 < weights[1]
-    assert 3 * weights[0] + weights[1] == pytest.approx(4.0)
+SMALL = Settings(strings=400, test_strings=100, longest=16)
 
 
-def test_contributions_of_the_median_model() -> None:
-    parts = [
-        {"kind": ["a", "b"], "count": torch.tensor([3, 1]), "n_beta": 2.0, "chi": torch.zeros(2),
-         "contribution": torch.tensor(values), "contribution_error": torch.tensor(errors)}
-        for values, errors in (([1.0, 5.0], [0.1, 0.5]), ([9.0, 4.0], [0.9, 0.4]), ([2.0, 90.0], [0.2, 9.0]))
-    ]  # fmt: skip
-    found = averaged(parts)
-    assert found["contribution"].values.ravel() == pytest.approx([2.0, 5.0])
-    assert found["contribution_error"].values.ravel() == pytest.approx([0.2, 0.5])
+def test_scores_are_means_over_kinds_and_no_model_drowns_the_others() -> None:
+    generator = np.random.default_rng(0)
+    kinds = kinds_of(parentheses(400, 100, 16, seed=0))
+    names, codes, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    of_kinds = generator.normal(size=len(names))
+    scores = of_kinds[codes] * np.array([1.0, 2.0, 3.0])[:, None]
+    found = averaged(SMALL, scores, 10.0)
+    groups = found["chi_group"].values[0]
+    centred = of_kinds - of_kinds @ counts / counts.sum()
+    # of sizes 1, 2 and 3 times the same, the last is scaled down to the median one
+    assert np.allclose(groups, centred * np.array([1.0, 2.0, 2.0])[:, None])
+    assert np.allclose(found["chi"].values[0], centred * 5 / 3)
+    assert np.allclose(found["chi_error"].values[0], np.abs(centred) * np.std([1, 2, 2], ddof=1) / np.sqrt(3))
+    assert found["count"].values.tolist() == counts.tolist()
 
 
-def test_plans_by_early_answers_move_unbalanced_strings_alone() -> None:
-    generator = torch.Generator().manual_seed(0)
-    chi = torch.tensor([0.5, 3.0, 1.0, -1.0])
-    counts = torch.tensor([10, 4, 4, 2])
-    parts = [
-        {"kind": ["balanced", "a", "b", "c"], "count": counts, "n_beta": 2.0,
-         "chi": chi + 0.01 * torch.randn(4, generator=generator)}
-        for _ in range(5)
-    ]  # fmt: skip
-    up, down = (plan.weights.values for plan in early_plans(averaged(parts), 0.3).values())
+def scored(chi: list[float], counts: list[int]) -> xr.Dataset:
+    """A score of kinds, known to 1 % of its size."""
+    generator = np.random.default_rng(0)
+    groups = np.array(chi) + 0.01 * generator.normal(size=(6, len(chi)))
+    kinds = ["balanced", *(f"kind {number}" for number in range(1, len(chi)))]
+    return xr.Dataset(
+        {
+            "chi": (("component", "kind"), groups.mean(0)[None]),
+            "chi_error": (("component", "kind"), groups.std(0, ddof=1)[None] / np.sqrt(6)),
+            "chi_group": (("component", "group", "kind"), groups[None]),
+        },
+        coords={"component": [OOD], "kind": kinds, "count": ("kind", counts)},
+        attrs={"n_beta": 1.0},
+    )
+
+
+def test_plans_move_unbalanced_strings_alone() -> None:
+    score = scored([0.5, 3.0, 1.0, -1.0], [10, 4, 4, 2])
+    up, down = (plan.weights.values for plan in plans(score, 0.3).values())
     assert up[0] == pytest.approx(1.0, abs=1e-9)
     assert up[1] > 1 > up[2] > up[3]  # the mean over unbalanced strings is 1.4
     assert up + down == pytest.approx(np.full(4, 2.0))
-    assert (up - 1) @ counts.numpy() == pytest.approx(0.0, abs=1e-9)
+    assert (up - 1) @ score["count"].values == pytest.approx(0.0, abs=1e-9)
+
+
+def test_weights_are_named_by_way_solution_and_strength_and_some_have_controls() -> None:
+    task = parentheses(400, 100, 16, seed=0)
+    kinds, labels = kinds_of(task), task.training[1].numpy()
+    names, counts = np.unique(kinds, return_counts=True)
+    score = scored(np.linspace(-1, 1, len(names)).tolist(), counts.tolist()).assign_coords(kind=names)
+    weights, refused = all_weights(SMALL, {ADJOINT: score, FIT: score}, kinds, labels)
+    assert not refused
+    assert len(weights) == 4 + 4 + 2 + 1  # two strengths, their controls, one strength, by hand
+    for name, each in weights.items():
+        assert each.mean() == pytest.approx(1.0, abs=1e-6), name
+        assert each.min() >= SMALL.least_weight - 1e-9
+    plan = weights["Nested, by the adjoint of training, 1"]
+    shuffled = weights["Nested, by the adjoint of training, 1, shuffled"]
+    assert np.array_equal(np.sort(plan), np.sort(shuffled))
+    assert not np.array_equal(plan, shuffled)
+    balance = weights["Nested, by the adjoint of training, 1, labels alone"]
+    assert len(np.unique(balance)) == 2
+
+
+def test_n_grams_are_compared_by_their_cosine() -> None:
+    task = parentheses(400, 100, 16, seed=0)
+
+    def unit(tokens: list[int]) -> Counter[tuple[int, ...]]:
+        counts = Counter(window for window in zip(tokens, tokens[1:], tokens[2:], strict=False) if any(window))
+        length = np.sqrt(sum(count**2 for count in counts.values()))
+        return Counter({window: count / length for window, count in counts.items()})
+
+    others = [unit(row) for row in task.equal_counts.tolist()]
+    for at in (0, 17, 333):
+        own = unit(task.training[0][at].tolist())
+        expected = np.mean([sum(own[window] * other[window] for window in own) for other in others])
+        assert by_n_grams(SMALL)[at] == pytest.approx(expected)
 
 
 def test_weights_at_random_come_in_pairs_and_have_mean_1() -> None:
     kinds = np.array(["a"] * 5 + ["b"] * 3 + ["c"] * 2)
-    weights = weights_at_random(Settings(response_runs=40, response_spread=0.5), kinds)
+    weights = weights_at_random(Settings(fit_runs=40, fit_spread=0.5), kinds)
     assert weights.shape == (40, 3)
     assert np.allclose(weights[:20] * weights[20:], 1.0)
     # 60 independent logarithms know their deviation to 9 %.
@@ -199,51 +236,32 @@ def test_weights_at_random_come_in_pairs_and_have_mean_1() -> None:
     assert np.allclose(rho[:, 5] / rho[:, 0], weights[:, 1] / weights[:, 0])
 
 
-def test_the_response_of_runs_is_planned_with_and_told_of_other_weights() -> None:
-    """Runs whose accuracy goes up with strings of one kind and down with another's, and not with the third's."""
-    kinds = np.repeat(["a", "b", "c"], [50, 30, 20])
-    settings = Settings(response_runs=72, test_strings=100)
+def test_the_yardstick_finds_what_runs_were_made_of() -> None:
+    """Runs whose accuracy goes up with strings of one kind and down with another's."""
+    kinds = np.repeat(["a", "b", "balanced", "c"], [50, 30, 100, 20])
+    settings = Settings(fit_runs=96)
     weights = weights_at_random(settings, kinds)
+    rho = on_strings(weights, kinds)
     generator = np.random.default_rng(0)
+    share = np.stack([rho[:, kinds == kind].sum(1) for kind in "ab"], 1) / rho[:, kinds != "balanced"].sum(1)[:, None]
+    ood = torch.from_numpy(0.5 + 0.4 * share[:, 0] - 0.4 * share[:, 1] + 0.02 * generator.standard_normal(96))
+    fit = fit_of(weights, [{OOD: some[:, None].expand(-1, 4)} for some in ood.split(24)], kinds)
+    assert fit["weights"].shape == (96, 4)
+    counts = fit["count"].values.tolist()
 
-    def accuracy(rho: np.ndarray) -> np.ndarray:
-        share = np.stack([rho[:, kinds == kind].sum(1) for kind in "abc"], 1) / rho.sum(1, keepdims=True)
-        return 0.5 + 0.4 * share[:, 0] - 0.4 * share[:, 1] + 0.02 * generator.standard_normal(len(rho))
+    def score(*values: float) -> xr.Dataset:
+        order = [2, 0, 1, 3]  # `scored` has balanced first
+        made = scored([values[at] for at in order], [counts[at] for at in order])
+        return made.assign_coords(kind=np.array(["a", "b", "balanced", "c"])[order]).sel(kind=fit["kind"])
 
-    ends = torch.from_numpy(accuracy(on_strings(weights, kinds))).float()
-    wrong = torch.from_numpy(0.2 * weights[:, 2] / weights.sum(1)).float()  # the task fails with strings of the third
-    runs = [
-        {"OOD accuracy": some[:, None].expand(-1, 4), "test accuracy": 1 - fails[:, None].expand(-1, 4)}
-        for some, fails in zip(ends.split(24), wrong.split(24), strict=True)
-    ]
-    response = response_of(settings, weights, runs, kinds)
-    assert response["weights"].shape == (72, 3)
-    up, down = (plan.weights.values for plan in response_plans(response.sel(component=["OOD accuracy"]), 0.3).values())
-    assert up[0] > up[2] > up[1]
-    assert down[0] < down[2] < down[1]
-    held = response_plans(response, 0.3)["Nested"]
-    assert held.predicted["dmu"].sel(component="OOD accuracy") > 0.05
-    assert abs(held.predicted["dmu"].sel(component="log test error")) < 0.02
-    assert held.weights[0] > 1 > held.weights[1]
-    others = {
-        named(LLC, "Nested", strength): np.where(kinds == "a", 1 + strength, 1 - strength)
-        for strength in (-0.4, -0.2, 0.2, 0.4)
-    }
-    ended = {
-        name: {
-            "OOD accuracy": torch.from_numpy(accuracy(np.tile(rho, (24, 1))))[:, None],
-            "test accuracy": torch.ones(24, 1),
-        }
-        for name, rho in (others | {BASE: np.ones(100)}).items()
-    }
-    rows = expected_rows(response, kinds, others, ended)
-    for row in rows:
-        # Noise of 0.02 in 24 runs, twice, and of the fit.
-        assert row["realised"] == pytest.approx(
-            row["predicted"], abs=4 * (row["realised error"] + row["predicted error"])
-        )
-        assert abs(row["predicted"]) > 0.05
-    assert in_agreement(rows)["rank"] == pytest.approx(1.0)
+    right, none = score(1.0, -1.0, 0.0, 0.0), score(-0.5, -0.5, 0.0, 2.0)
+    rows = {row["scored"]: row for row in yardstick(fit, {FIT: fit, "right": right, LOW_LOSS: none})}
+    for name in ("right", FIT, f"{FIT}, cross-validated"):
+        assert rows[name]["rank correlation over runs"] > 0.9, name
+    assert rows["right"]["r, low loss taken out"] > 0.8
+    assert abs(rows[LOW_LOSS]["rank correlation over runs"]) < 0.5
+    assert rows["right"]["± error"] < 0.05
+    assert rows["at random"]["± error"] > 0.2
 
 
 def test_quick_recipe_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,29 +269,12 @@ def test_quick_recipe_writes_everything(tmp_path: Path, capsys: pytest.CaptureFi
     recipe = Path(__file__).parents[2] / "recipes" / "parentheses.toml"
     assert main(["run", str(recipe), "--quick", "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
-    said = " ".join(results["verdict"] + results["details"])
-    every = ("λ̂", "χ at step 20", "response of training", "response of training, task held")
-    ways = [way for way in every if f"Weights by {way} were not made" not in said]
-    assert [row["weights"] for row in results["tables"]["Accuracy out of distribution"]] == [
-        "base",
-        *(
-            f"{name}, by {way}, 1{control}"
-            for way in ways
-            for controls in (("",), *([(", shuffled", ", labels alone")] if way != "response of training" else []))
-            for name in ("Nested", "Equal-Count")
-            for control in controls
-        ),
-        "Equal-Count, by hand",
-    ]  # fmt: skip
+    said = " ".join(results["verdict"])
+    names = [row["weights"] for row in results["tables"]["Accuracy out of distribution"]]
+    for way in ("by the adjoint of training", "by χ of test loss", "by low loss", "by whole runs", "by λ̂"):
+        assert (f"Nested, {way}, 1" in names) != (f"Weights {way} were not made" in said)
     assert "(goal " in capsys.readouterr().out
-    files = {
-        "results.json",
-        "report.html",
-        "outcomes.png",
-        "contributions.png",
-        "response.png",
-        "response_runs.parquet",
-        "runs.parquet",
-        "weights.parquet",
-    }
-    assert {path.name for path in out.iterdir() if "verification" not in path.name} == files
+    assert {path.name for path in out.iterdir()} == {
+        "results.json", "report.html", "outcomes.png", "yardstick.png", "scores.png", "llc.png", "random_runs.parquet",
+        "runs.parquet", "weights.parquet",
+    }  # fmt: skip

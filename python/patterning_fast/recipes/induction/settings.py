@@ -69,7 +69,7 @@ class Settings:
     sampler_batch: int = 16
     reliability: float = 0.8
     """Of every head's χ: chains are added until it is reached."""
-    max_chains: int = 16
+    max_chains: int = 32
     score_contexts: int = 160
     """Contexts that χ of scores and of losses is estimated on, by chains of the whole model."""
     score_n_beta: float = 300.0

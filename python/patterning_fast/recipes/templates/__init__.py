@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.parse import quote
 
@@ -30,6 +31,7 @@ def environment(folder: Path, in_markup: bool) -> jinja2.Environment:
         "code": text.markdown_code,
         "shown": text.shown,
         "quoted": quote,
+        "median": median,
         "percent": percent,
         "percents": percents,
         "listed": listed,
