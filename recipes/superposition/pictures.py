@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from patterning_fast.recipes.findings import Rows
 from patterning_fast.recipes.verification import verification_picture
 from patterning_fast.report import charts
 from patterning_fast.report.figures import COLOURS
@@ -37,11 +38,7 @@ def pictures(made: Outcome) -> dict[str, Figure]:
             [f"feature {feature + 1}" for feature in range(size)], "magnitude, 0 to 1", "weight ρ", (0, BRIGHTEST),
         ),
         "stages": charts.lines(
-            {
-                f"ends as {kind}": tuple(np.array([row[name] for row in rows if row["ends as"] == kind])
-                                         for name in ("step", "λ̂"))
-                for kind in made.traced
-            },
+            {f"ends as {kind}": along(rows, kind) for kind in made.traced},
             "training step", "λ̂", {}, log=True,
         ),
         "columns": columns({kind: final[replica] for kind, replica in made.traced.items()}),
@@ -51,6 +48,12 @@ def pictures(made: Outcome) -> dict[str, Figure]:
         ),
         "verification": verification_picture(next(iter(made.checked.values()))),
     }  # fmt: skip
+
+
+def along(rows: Rows, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and λ̂ of the replica that ends as a kind."""
+    steps, values = (np.array([row[name] for row in rows if row["ends as"] == kind]) for name in ("step", "λ̂"))
+    return steps, values
 
 
 def shares(made: Outcome) -> Figure:

@@ -23,16 +23,16 @@ def test_lines_are_thin_for_runs_and_thick_for_their_mean() -> None:
     widths = {line.get_linewidth(): np.asarray(line.get_ydata()) for line in figure.axes[0].lines[:3]}
     assert np.allclose(widths[2], [0.1, 0.3, 0.6])
     assert len(figure.axes[0].lines) == 2 + 1 + 1 + 1
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [r"\$a", "b"]
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [r"\$a", "b"]
 
 
 def test_runs_are_points_and_their_median_a_bar() -> None:
     values = {"base": np.array([0.9, 1.0, 1.4]), "amplified": np.array([0.5, 0.6, 2.0])}
     hollow = {"base": np.zeros(3, bool), "amplified": np.array([False, False, True])}
     axes = drawn(charts.runs(values, "ratio", [0.7], hollow=hollow, band=(0.9, 1.1), log=True)).axes[0]
-    points = np.concatenate(
-        [np.asarray(each.get_offsets()) for each in axes.collections if len(each.get_offsets()) > 0]
-    )
+    points = np.concatenate([np.asarray(each.get_offsets()).reshape(-1, 2) for each in axes.collections])
     assert {0.5, 0.6, 2.0, 0.9, 1.0, 1.4} <= set(np.round(points[:, 0], 6))
     assert [label.get_text() for label in axes.get_yticklabels()] == ["base", "amplified"]
     assert axes.get_xscale() == "log"
@@ -55,7 +55,8 @@ def test_scatter_has_a_panel_a_title_and_95_percent_errors() -> None:
 def test_bars_and_maps_have_a_row_a_name() -> None:
     values = np.array([1.0, -2.0, 3.0])
     axes = drawn(charts.bars(["a", "b", "c"], {"χ": {"one": (values, 0.1), "other": (2 * values, 0.0)}})).axes[0]
-    assert sorted(patch.get_width() for patch in axes.patches) == sorted([*values, *(2 * values)])
+    widths = [patch.get_width() for patch in axes.patches]  # type: ignore[attr-defined]
+    assert sorted(widths) == sorted([*values, *(2 * values)])
     shown = np.arange(6.0).reshape(2, 3)
     figure = drawn(charts.maps({"first": shown, "second": -shown}, ["a", "b"], "position", "χ", (-5, 5)))
     assert np.array_equal(np.asarray(figure.axes[1].images[0].get_array()), -shown)

@@ -67,7 +67,7 @@ def findings(
         "compared": len(agreement),
         "settings": settings,
     }
-    data = {"curves": history_rows(runs, names, seeds), "weights": weight_columns(first)}
+    data: dict[str, Any] = {"curves": history_rows(runs, names, seeds), "weights": weight_columns(first)}
     return findings_of(TEMPLATE, values, seeds=seeds, tables=tables, pictures=pictures, data=data)
 
 

@@ -48,7 +48,7 @@ def rendered(template: str, **values: Any) -> str:
 def said(template: Path, values: Mapping[str, Any]) -> dict[str, list[str]]:
     """The paragraphs of a recipe's template, by block: they are apart by an empty line, lines of one are joined."""
     found = environment(template.parent, in_markup=False).get_template(template.name)
-    context = found.new_context(values)
+    context = found.new_context(dict(values))
     texts = {name: "".join(block(context)) for name, block in found.blocks.items()}
     return {
         name: [" ".join(each.split()) for each in text.split("\n\n") if each.strip()] for name, text in texts.items()
