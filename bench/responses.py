@@ -134,7 +134,7 @@ def demo(size: Size) -> list[Row]:
     )
     seconds = time.perf_counter() - started
     return [
-        row("seconds until every head of a model of the induction recipe has reliability 0.8, nβ 30, localization 300, lr 1e-3",
+        row("seconds until every head of a model of the induction recipe has reliability 0.8, nβ 30, localization 300",
             seconds, 240.0, True, "s",
             **{"tokens": chi.sizes["token"], "reliability": chi["chi_reliability"].values.tolist(),
                "chains": chi["chains_run"].values.tolist(), "settled": chi["settled"].values.tolist()})

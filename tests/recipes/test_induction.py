@@ -269,7 +269,7 @@ def test_words_say_what_the_table_says() -> None:
             "settings": settings, "sources": dict.fromkeys(("amplified", *SOURCES, *CONTROLS), source),
             "control_words": CONTROLS, "source_words": {}, "found": {}, "radii": {}, "agreeing": [], "compared": 0,
             "rows": {"base": dict.fromkeys(("the same without its best heads", "final loss on repeats"), "1")},
-            "settled": True, "reliability": {},
+            "settled": True, "reliability": {}, "blind": [0.9, 1.0],
         }  # fmt: skip
         return " ".join(said_by(TEMPLATE, values)["verdict"])
 

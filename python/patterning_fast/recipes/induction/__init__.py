@@ -27,20 +27,21 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
     if settings.source != CROSSED:  # tokenizer and tokens are made once, before several processes look for them
         text_of(settings, first)
     base = pieces.map("base runs", trained, {f"base, seed {seed}": (settings, seed, None) for seed in settings.seeds})
-    found = {
-        seed: pieces.of(f"weights, seed {seed}", partial(seen, settings, seed, base[f"base, seed {seed}"]))
-        for seed in settings.seeds
-    }
+    made = pieces.map("weights", seen, {
+        f"weights, seed {seed}": (settings, seed, base[f"base, seed {seed}"]) for seed in settings.seeds
+    })  # fmt: skip
+    found = {seed: made[f"weights, seed {seed}"] for seed in settings.seeds}
     wanted = {
         f"{name}, seed {seed}": (settings, seed, found[seed]["weights"][name])
         for seed in settings.seeds
         for name in (*WAYS, *settings.retrained)
     }
     runs = base | pieces.map("retraining", trained, wanted)
-    checks = {
-        seed: pieces.of(f"verification, seed {seed}", partial(verified, settings, seed, base[f"base, seed {seed}"]))
+    again = pieces.map("verification", verified, {
+        f"verification, seed {seed}": (settings, seed, base[f"base, seed {seed}"])
         for seed in settings.seeds[: settings.verified]
-    }
+    })  # fmt: skip
+    checks = dict(zip(settings.seeds, again.values(), strict=False))
     agreement = pieces.of(
         "covariances against responses", partial(compared, settings, first, base[f"base, seed {first}"])
     )

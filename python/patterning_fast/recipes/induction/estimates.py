@@ -109,7 +109,7 @@ def verified(settings: Settings, seed: int, base: Mapping[str, Any]) -> dict[str
     direction = chi["chi"][0].copy(data=np.repeat(scene.mode.loading, settings.length))
     plan = pf.invert(chi, direction, strength=settings.strength, negative_weights="clip", unit="sample", unsettled=True)
     where = posterior(scene.model, scene.known, settings.n_beta, settings.localization)
-    more = sampling(settings, seed + 1) | {"draws": 4 * settings.draws, "probes": {"few": scene.known[:2]}}
+    more = sampling(settings, seed + 1) | {"draws": 2 * settings.draws, "probes": {"few": scene.known[:2]}}
     return verification(
         plan, where, pf.SGLD(settings.lr), fractions=(0.25, 0.5, 1.0), components=pf.attention_heads(scene.model),
         antithetic=True, **more,

@@ -61,6 +61,9 @@ def findings(
         "source_words": SOURCES,
         "control_words": CONTROLS,
         "reliability": {seed: [row["chi_reliability"] for row in each["components"]] for seed, each in found.items()},
+        "blind": [
+            row["blind"] for each in found.values() for row in each["components"] if row["blind"] == row["blind"]
+        ],
         "settled": all(row["settled"] for each in found.values() for row in each["components"]),
         "radii": {seed: each["radius"] for seed, each in checks.items()},
         "agreeing": [row["component"] for row in agreement if row["verdict"] == "agree"],

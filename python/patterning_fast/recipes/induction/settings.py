@@ -57,7 +57,7 @@ class Settings:
     metrics_every: int = 25
     early_step: int = 1000
     """Of the base run, before the circuit."""
-    chi_contexts: int = 256
+    chi_contexts: int = 160
     """Contexts that χ is estimated on, from which its direction is continued to all others."""
     n_beta: float = 30.0
     localization: float = 300.0

@@ -63,15 +63,16 @@ class Scene:
 
     @cached_property
     def chi(self) -> xr.Dataset:
-        return self.chi_at(self.settings.n_beta)
+        return self.chi_at(
+            self.settings.n_beta, reliability=self.settings.reliability, max_chains=self.settings.max_chains
+        )
 
-    def chi_at(self, n_beta: float) -> xr.Dataset:
+    def chi_at(self, n_beta: float, **until: Any) -> xr.Dataset:
         """χ of the heads at the end, by responses of settled chains."""
         settings = self.settings
         return pf.linear_response(
             posterior(self.model, self.known, n_beta, settings.localization), pf.SGLD(settings.lr),
-            components=pf.attention_heads(self.model), reliability=settings.reliability,
-            max_chains=settings.max_chains, **sampling(settings, self.seed),
+            components=pf.attention_heads(self.model), **until, **sampling(settings, self.seed),
         )  # fmt: skip
 
     @cached_property
