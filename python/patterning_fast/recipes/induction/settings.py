@@ -81,6 +81,8 @@ class Settings:
     """Sources and controls that runs are trained on, beside the mode."""
     verified: int = 0
     """Seeds at which dμ under the weights is sampled, and compared with what χ predicts."""
+    compared: int = 32
+    """Contexts on which covariances of the heads are compared with the derivative of the same chains."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
