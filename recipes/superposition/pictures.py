@@ -31,6 +31,7 @@ def pictures(made: Outcome) -> dict[str, Figure]:
     rows = stage_rows(made)
     final = made.paths[-1][:, : 2 * size].unflatten(1, (2, size)).numpy()
     return {
+        "ways": ways(made),
         "shares": shares(made),
         "strengths": strengths(made),
         "weights": charts.maps(
@@ -48,6 +49,20 @@ def pictures(made: Outcome) -> dict[str, Figure]:
         ),
         "verification": verification_picture(next(iter(made.checked.values()))),
     }  # fmt: skip
+
+
+def ways(made: Outcome) -> Figure:
+    """Share of replicas that are as wanted at the end, a panel a polygon, a bar a way; at the first seed."""
+    first = made.settings.seeds[0]
+    names = ["base", "best one-off plan", *dict.fromkeys(way for _, way, _ in made.adaptive)]
+    panels = {}
+    for sides, best in made.best.items():
+        found = [made.share("base", sides), made.share(best.name, sides)]
+        found += [made.adaptive[sides, way, first]["share"] for way in names[2:]]
+        panels[named(sides, made.settings.features)] = {
+            "": (np.array(found), np.array([made.error(share) for share in found]))
+        }
+    return charts.bars(names, panels)
 
 
 def along(rows: Rows, kind: str) -> tuple[np.ndarray, np.ndarray]:
