@@ -124,7 +124,9 @@ def demo(size: Size) -> list[Row]:
     from patterning_fast.recipes.induction.settings import Settings
     from patterning_fast.recipes.induction.text import text_of
 
-    settings = Settings(contexts=size.contexts, train_steps=size.train_steps, heads=2, head_width=32)
+    settings = Settings(
+        contexts=size.contexts, chi_contexts=size.contexts, train_steps=size.train_steps, heads=2, head_width=32
+    )
     text = text_of(settings, 0)
     model = at(settings, text.vocabulary, trained(settings, 0, None)["parameters"])
     posterior = pf.LocalPosterior(model, pf.losses.next_token, text.tokens, n_beta=30.0, localization=300.0)

@@ -76,7 +76,7 @@ def crossed_text(contexts: Count, length: Count, seed: Seed, passages: Count = 1
         for name in classes
     ]
     tokens, kinds = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
-    return CrossedText(torch.cat([torch.full((contexts, 1), int(START)), tokens], 1), kinds, classes)
+    return CrossedText(torch.cat([torch.full((contexts, 1), int(START), dtype=torch.int64), tokens], 1), kinds, classes)
 
 
 def boilerplate(length: int, passages: int) -> np.ndarray:

@@ -239,7 +239,7 @@ def by_gradient(scene: Scene, early: bool) -> Values:
 def by_compression(scene: Scene) -> Values:
     """How few bytes a context has when it is compressed."""
     tokens = scene.text.tokens.cpu().numpy().astype(np.uint16)
-    return torch.tensor([-len(zlib.compress(each.tobytes())) for each in tokens]).double()
+    return torch.tensor([-len(zlib.compress(each.tobytes())) for each in tokens], dtype=torch.float64)
 
 
 SOURCE_OF: dict[str, Callable[[Scene], Values]] = {
