@@ -9,7 +9,7 @@ import torch
 
 from patterning_fast.models.attention_only import AttentionOnlyLM, vectors
 from patterning_fast.ops.reference.rotary_attention import parts
-from patterning_fast.tasks.found_text import CHARACTERS, DOMAINS, decode, encode, found_text_contexts
+from patterning_fast.tasks.found_text import CHARACTERS, decode, encode
 from patterning_fast.tasks.induction import predictable_by_induction, repeated_strings
 from tests.models import language_model
 
@@ -19,31 +19,6 @@ def test_text_survives_encoding() -> None:
     text = "def f(x):\n    return x  # 100 %\n"
     assert decode(torch.from_numpy(encode(text))) == text
     assert decode(torch.from_numpy(encode("naïve\ttext"))) == "navetext"
-
-
-def test_contexts_are_of_their_domains_and_reproducible() -> None:
-    shares = {"code": 0.25, "reference": 0.25, "metadata": 0.0, "quoted": 0.5}
-    one, again = (found_text_contexts(40, 33, shares, seed=1) for _ in range(2))
-    assert torch.equal(one.tokens, again.tokens)
-    assert one.tokens.shape == (40, 33)
-    assert {name: int((one.domain == name).sum()) for name in DOMAINS} == {
-        name: 40 * share for name, share in shares.items()
-    }
-    assert one.text_sha256 == again.text_sha256
-    assert not torch.equal(one.tokens, found_text_contexts(40, 33, shares, seed=2).tokens)
-
-
-def test_quoted_contexts_repeat_themselves() -> None:
-    quoted = found_text_contexts(20, 33, {"quoted": 1.0}, seed=3).tokens
-    for context in quoted:
-        assert any(torch.equal(context[period:], context[:-period]) for period in range(4, 17))
-
-
-def test_bad_mixtures_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown domains \['poetry'\]"):
-        found_text_contexts(4, 33, {"poetry": 1.0}, seed=0)
-    with pytest.raises(ValueError, match="must be non-negative and sum to 1"):
-        found_text_contexts(4, 33, {"code": 0.4}, seed=0)
 
 
 def test_predictable_by_induction() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 import matplotlib
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from patterning_fast.arguments import Whole, checked
+from patterning_fast.arguments import checked
 from patterning_fast.patterning.modes import Modes
 from patterning_fast.report import text
 
@@ -32,63 +31,6 @@ def png(figure: Figure) -> bytes:
     with matplotlib.rc_context({"font.size": 10}):
         figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
     return buffer.getvalue()
-
-
-@checked
-def chi_heat_map(chi: xr.Dataset, samples: Sequence[Whole], labels: Sequence[str]) -> Figure:
-    """χ of the tokens of a few samples, one panel a component, in units of the component's standard deviation."""
-    names = [str(name) for name in chi["component"].values]
-    figure = Figure(figsize=(9, 1 + 0.22 * len(samples) * len(names) + 0.25 * len(names)), layout="constrained")
-    panels: list[Axes] = list(figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0])
-    for name, axes in zip(names, panels, strict=True):
-        values = chi["chi"].sel(component=name)
-        z = (values - values.mean()) / values.std()
-        rows = np.stack([z.values[chi["sample"].values == sample] for sample in samples])
-        image = axes.imshow(rows, aspect="auto", cmap="RdBu_r", vmin=-3, vmax=3, interpolation="nearest")
-        axes.set_yticks(range(len(labels)), list(map(text.label, labels)), fontsize=8)
-        axes.set_title(text.label(name), loc="left", fontsize=9)
-    panels[-1].set_xlabel("position in the context")
-    figure.colorbar(image, ax=panels, label="χ, standard deviations from the component's mean", shrink=0.9)
-    return figure
-
-
-@checked
-def mode_loadings(
-    modes: xr.Dataset, chosen: Whole, scores: Mapping[str, Mapping[str, float]], classes: Mapping[str, np.ndarray]
-) -> Figure:
-    """Singular values; a mode's loadings on heads beside their scores; its mean loading on classes of tokens."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    spectrum, heads, tokens = figure.subplots(1, 3, width_ratios=(1, 1.6, 1.6))
-    spectrum.bar(
-        range(modes.sizes["mode"]),
-        modes["singular_value"].values,
-        yerr=modes["singular_value_error"].values,
-        color=[COLOURS[2] if k == chosen else COLOURS[3] for k in range(modes.sizes["mode"])],
-    )
-    draw_floor(spectrum, modes)
-    spectrum.set(xlabel="mode", ylabel="singular value", xticks=range(modes.sizes["mode"]))
-
-    names = [str(name) for name in modes["component"].values]
-    bars = {"loading": modes["component_loading"].values[chosen]}
-    bars |= {kind.replace("_", " "): np.array([scores[name][kind] for name in names]) for kind in scores[names[0]]}
-    for at, (kind, heights) in enumerate(bars.items()):
-        where, colour = np.arange(len(names)) + 0.27 * (at - 1), COLOURS[(2, 1, 4)[at]]
-        heads.bar(where, heights, 0.25, label=text.label(kind), color=colour)
-    heads.axhline(0, color="black", linewidth=0.8)
-    heads.set_xticks(range(len(names)), list(map(text.label, names)))
-    heads.set(title=f"mode {chosen}: heads", ylabel="loading, or attention score")
-    heads.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))
-
-    loading = modes["data_loading"].values[chosen] * np.sqrt(modes.sizes["token"])
-    means = [loading[which].mean() for which in classes.values()]
-    errors = [loading[which].std() / np.sqrt(max(1, which.sum())) for which in classes.values()]
-    tokens.barh(range(len(classes)), means, xerr=errors, color=COLOURS[2])
-    tokens.set_yticks(range(len(classes)), list(map(text.label, classes)))
-    tokens.axvline(0, color="black", linewidth=0.8)
-    tokens.set(title=f"mode {chosen}: tokens", xlabel="mean loading (rms over all tokens is 1)")
-    for axes in (spectrum, heads, tokens):
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def draw_floor(axes: Axes, modes: xr.Dataset) -> None:

@@ -1,8 +1,7 @@
-"""Real text that every machine with Python holds: four domains of different structure, as character contexts."""
+"""Real text that every machine with Python holds: four domains of different structure, and its characters."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import site
 import string
@@ -12,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from patterning_fast.arguments import Count, NonNegative, Seed, Whole, checked
+from patterning_fast.arguments import Count, Whole, checked
 
 CHARACTERS = "\n" + "".join(sorted(set(string.printable) - set(string.whitespace))) + " "
 """The 96 characters of the vocabulary: printable ASCII and the newline; token ids are positions in it."""
@@ -44,32 +42,6 @@ def decode(tokens: Tensor) -> str:
 
 
 @checked
-def found_text_contexts(contexts: Count, length: Count, shares: dict[str, NonNegative], seed: Seed) -> Contexts:
-    """Cut `contexts` windows of `length` characters from the domains in `shares` (name -> fraction), shuffled.
-
-    Domains: "code" (the standard library), "reference" (Python's language reference), "metadata" (descriptions and
-    licences of installed packages), "quoted" (checksums of installed files, each quoted again within its context).
-    Raises ValueError for an unknown domain, shares that do not sum to 1, or a machine that holds too little text.
-    """
-    unknown = sorted(set(shares) - set(DOMAINS))
-    if unknown:
-        raise ValueError(f"unknown domains {unknown}; known: {sorted(DOMAINS)}")
-    if abs(sum(shares.values()) - 1) > 1e-9 or min(shares.values()) < 0:
-        raise ValueError(f"domain shares must be non-negative and sum to 1, got {shares}")
-    generator = np.random.default_rng(seed)
-    edges = np.round(np.cumsum([0.0, *shares.values()]) * contexts).astype(int)
-    windows, names, digest = [], [], hashlib.sha256()
-    for (name, _), count in zip(shares.items(), np.diff(edges), strict=True):
-        text = domain_text(name)
-        digest.update(text.encode())
-        cut = quoted_windows if name == "quoted" else plain_windows
-        windows.append(cut(encode(text), int(count), length, generator))
-        names += [name] * int(count)
-    order = generator.permutation(contexts)
-    return Contexts(torch.from_numpy(np.concatenate(windows)[order]), np.array(names)[order], digest.hexdigest())
-
-
-@checked
 def encode(text: str) -> np.ndarray:
     """Token ids, int64 `[T]`; characters outside the vocabulary are dropped."""
     table = np.full(128, -1, dtype=np.int64)
@@ -83,16 +55,6 @@ def plain_windows(tokens: np.ndarray, count: Whole, length: Count, generator: np
     """`count` windows `[count, length]` from random places."""
     starts = generator.integers(0, len(tokens) - length, count)
     return tokens[starts[:, None] + np.arange(length)]
-
-
-def quoted_windows(tokens: np.ndarray, count: int, length: int, generator: np.random.Generator) -> np.ndarray:
-    """`count` windows `[count, length]`, each a passage quoted again until the window is full.
-
-    The passage's length is random (an eighth to a half of the window), so that no fixed offset serves for copying.
-    """
-    periods = generator.integers(length // 8, length // 2 + 1, count)
-    starts = generator.integers(0, len(tokens) - length, count)
-    return tokens[starts[:, None] + np.arange(length) % periods[:, None]]
 
 
 @checked
