@@ -87,6 +87,9 @@ def runs(
         axes.vlines(np.median(x), row - 0.32, row + 0.32, color=COLOURS[2], linewidth=2)
     axes.set_yticks(range(len(values)), [label(name) for name in values])
     finish(axes, xlabel=xlabel, xscale="log" if log else "linear", ylim=(len(values) - 0.5, -0.5))
+    if log:
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}")
     return figure
 
 
