@@ -14,8 +14,9 @@ from torch.func import functional_call, vmap
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from patterning_fast.callbacks import calling
+from patterning_fast.engine.memory import check_fits
 from patterning_fast.plain_torch import check_trainable
-from patterning_fast.posterior.data import check_data, loss_shape, sample_count, take
+from patterning_fast.posterior.data import bytes_each, check_data, loss_shape, sample_count, take
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
 from patterning_fast.training.loss_of import LossOf
@@ -196,6 +197,7 @@ def retraceable(
     """A training of models on weighted data; raises ValueError for what does not fit together."""
     check_alike(models, seeds)
     check_data("data", data, models[0])
+    check_fits({"batch_size": batch_size * len(models) * (8 * steps + bytes_each(data))})
     shape, samples = loss_shape(models[0], loss, data), sample_count(data)
     rho = torch.ones(samples, *shape, dtype=torch.float32) if weights is None else weights_for(weights, samples, shape)
     minibatches = [Minibatches(samples, rho, "loss", batch_size, seed) for seed in seeds]
