@@ -15,6 +15,7 @@ import patterning_fast as pf
 from patterning_fast.models.sequence_classifier import SequenceClassifier
 from patterning_fast.posterior.components import FULL
 from patterning_fast.recipes.controls import non_negative
+from patterning_fast.recipes.gradients import raised_along
 from patterning_fast.recipes.responses import comparison
 
 from .runs import drawn, new_model, task_of
@@ -23,9 +24,6 @@ from .strings import kinds_of
 
 COMPARED = 64
 """Strings on which covariances are held against responses."""
-
-STEP = 1e-3
-"""Relative length of the step of a directional derivative of the losses."""
 
 SMOOTH_RUNS, SMOOTH_STRENGTH = 24, 0.5
 """Runs and strength at which halves of a change are compared."""
@@ -115,26 +113,12 @@ def early_scores(settings: Settings, parameters: Tensor) -> dict[str, Tensor]:
         CHI: -torch.from_numpy(found["chi"].sel(component=FULL).values).double(),
         NO_LOSS: -torch.from_numpy(blind["chi"].sel(component=FULL).values).double(),
         LOW_LOSS: -losses.double().cpu(),
-        GRADIENT: aligned(settings, model),
+        GRADIENT: -raised_along(
+            model,
+            lambda model: margin(settings, model),
+            lambda model: pf.losses.cross_entropy(model, task.training),
+        ),
     }
-
-
-def aligned(settings: Settings, model: SequenceClassifier) -> Tensor:
-    """How strings' losses go down as the margin on equal counts goes up along its gradient."""
-    parameters = list(model.parameters())
-    gradient = torch.autograd.grad(margin(settings, model), parameters)
-    step = STEP / float(torch.cat([each.flatten() for each in gradient]).norm())
-
-    def losses(length: float) -> Tensor:
-        with torch.no_grad():
-            for parameter, slope in zip(parameters, gradient, strict=True):
-                parameter.add_(slope, alpha=length)
-            found = pf.losses.cross_entropy(model, task_of(settings).training).double().cpu()
-            for parameter, slope in zip(parameters, gradient, strict=True):
-                parameter.sub_(slope, alpha=length)
-        return found
-
-    return losses(-step) - losses(step)
 
 
 def by_n_grams(settings: Settings) -> np.ndarray:

@@ -79,7 +79,6 @@ def findings(
         "growth": np.quantile(adjoint["growth"].numpy(), (0.5, 1.0)).tolist(),
         "halves": float(adjoint["agreement"][0]),
         "seconds": seconds,
-        "agreeing": [each["verdict"] for each in agreement],
         "at_least": AT_LEAST,
         "at_most": AT_MOST,
         "least_learned": LEARNED,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ def new_model(settings: Settings, seed: int) -> SequenceClassifier:
         ).to(settings.device)
 
 
+@cache
 def drawn(settings: Settings) -> Parentheses:
     """The strings, in main memory."""
     return parentheses(settings.strings, settings.test_strings, settings.longest, seed=0)

@@ -35,12 +35,10 @@ def seen(settings: Settings, seed: int, base: Mapping[str, Any]) -> dict[str, An
     scores = scene.text.strings.head_scores(scene.model)
     table = named.modes.table
     heads = [str(name) for name in table["component"].values]
-    by_context = chi["chi"].values.reshape(len(heads), settings.chi_contexts, -1).mean(2)
     numbers = ("chi_reliability", "settled", "blind", "chains_run", "llc", "llc_error", "r_hat", "relaxation_steps")
     return {
         "weights": weights,
         "heads": heads,
-        "scores": scores,
         "components": [
             {"component": head}
             | {name: float(chi[name][index]) for name in numbers if name in chi}
@@ -58,7 +56,6 @@ def seen(settings: Settings, seed: int, base: Mapping[str, Any]) -> dict[str, An
         "loading": torch.from_numpy(named.loading),
         "by tokens": with_permutations(named.loading, scene.predictable, seed),
         "by heads": by_heads(named, scores, seed),
-        "chi": torch.from_numpy(by_context).float(),
         "classes": [str(name) for name in scene.text.classes],
         "on repeats": {
             name: float((rho[:, None] * scene.text.repeat).sum() / scene.text.repeat.sum())

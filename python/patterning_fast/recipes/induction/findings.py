@@ -13,7 +13,7 @@ from patterning_fast.recipes.responses import TABLE
 from patterning_fast.recipes.verification import verification_picture, verification_rows
 
 from .pictures import classes_picture, curves, mode_picture, ratios, weight_picture
-from .settings import CONTROLS, GOALS, MODE, SOURCES, Settings
+from .settings import CONTROLS, GOALS, SOURCES, Settings
 from .tables import Runs, formed_at, history_rows, mode_table, run_table, source_table, weight_columns
 
 TEMPLATE = Path(__file__).with_name("findings.j2")
@@ -61,7 +61,6 @@ def findings(
         "found": found,
         "rows": {row["run"]: row for row in rows},
         "sources": {row["weights by"]: row for row in sources},
-        "mode": MODE,
         "source_words": SOURCES,
         "control_words": CONTROLS,
         "reliability": {seed: [row["chi_reliability"] for row in each["components"]] for seed, each in found.items()},

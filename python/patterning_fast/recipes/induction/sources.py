@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 import zlib
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from patterning_fast.models.attention_only import AttentionOnlyLM
 from patterning_fast.posterior.components import FULL
 from patterning_fast.recipes.continued import continued
 from patterning_fast.recipes.controls import alike, dealt_out, non_negative
+from patterning_fast.recipes.gradients import raised_along
 from patterning_fast.tasks.induction import Score, predictable_by_induction
 
 from .settings import MODE, Settings
@@ -27,9 +27,6 @@ from .text import Text
 
 AT_ONCE = 256
 """Contexts."""
-
-STEP = 1e-3
-"""Relative length of the step of a directional derivative of the losses."""
 
 COLDER = 10.0
 """Times nβ."""
@@ -217,23 +214,12 @@ def context_losses(model: AttentionOnlyLM, tokens: Tensor) -> Tensor:
 
 def by_gradient(scene: Scene, early: bool) -> Values:
     """How a context's loss goes down along the gradient of the loss on strings said again."""
-    model = copy.deepcopy(scene.early if early else scene.model)
     strings = scene.text.strings
-    wanted = pf.losses.next_token(model, strings.tokens)[strings.repeats()].mean()
-    parameters = list(model.parameters())
-    gradient = torch.autograd.grad(wanted, parameters)
-    step = STEP / float(torch.cat([each.flatten() for each in gradient]).norm())
-
-    def losses(length: float) -> Tensor:
-        with torch.no_grad():
-            for parameter, slope in zip(parameters, gradient, strict=True):
-                parameter.add_(slope, alpha=length)
-            found = context_losses(model, scene.text.tokens).double()
-            for parameter, slope in zip(parameters, gradient, strict=True):
-                parameter.sub_(slope, alpha=length)
-        return found
-
-    return losses(step) - losses(-step)
+    return raised_along(
+        scene.early if early else scene.model,
+        lambda model: pf.losses.next_token(model, strings.tokens)[strings.repeats()].mean(),
+        lambda model: context_losses(model, scene.text.tokens),
+    )
 
 
 def by_compression(scene: Scene) -> Values:

@@ -63,10 +63,10 @@ def percents(shares: Iterable[float]) -> str:
     return ", ".join(f"{share:.1%}" for share in shares)
 
 
-def listed(values: Iterable[object], last: str = "and", form: str = "") -> str:
+def listed(values: Iterable[object]) -> str:
     """Values in a row: "1, 2 and 3"."""
-    *most, end = [format(each, form) for each in values] or ["none"]
-    return f"{', '.join(most)} {last} {end}" if most else end
+    *most, end = list(map(str, values)) or ["none"]
+    return f"{', '.join(most)} and {end}" if most else end
 
 
 def spanned(values: Iterable[float]) -> str:
