@@ -20,13 +20,25 @@ import pytest
 import torch
 import xarray as xr
 
+import patterning_fast as pf
 from patterning_fast.cli import main
 from patterning_fast.recipes.controls import alike, dealt_out, non_negative
 from patterning_fast.recipes.induction.estimates import scene_of, with_permutations
 from patterning_fast.recipes.induction.findings import TEMPLATE, against_goals
+from patterning_fast.recipes.induction.on_the_way import AGAIN, estimator, trained_on_the_way
 from patterning_fast.recipes.induction.runs import initial_model, trained, without_best_heads
 from patterning_fast.recipes.induction.settings import CONTROLS, SOURCES, Settings
-from patterning_fast.recipes.induction.sources import Scene, by_compression, by_gradient, by_score, to_all
+from patterning_fast.recipes.induction.sources import (
+    DAMPING,
+    Scene,
+    by_compression,
+    by_gradient,
+    by_influence,
+    by_score,
+    loss_said_again,
+    responses_of,
+    to_all,
+)
 from patterning_fast.recipes.induction.tables import crossing
 from patterning_fast.recipes.recipe import DEMO, read_recipe, run
 from patterning_fast.recipes.templates import said as said_by
@@ -58,7 +70,8 @@ def test_quick_demo_writes_everything(tmp_path: Path) -> None:
     assert runs == ["base", "amplified", "suppressed", "random", "loss-matched"]
     assert pyarrow.parquet.read_table(out / "curves.parquet").num_rows == 5 * 5
     weights = pyarrow.parquet.read_table(out / "weights.parquet").to_pydict()
-    for name in ("amplified", "suppressed", "random", "loss-matched", "compression", "spread", "no loss"):
+    assert weights.keys() == {"context", "class", "amplified", "suppressed", "random", "loss-matched"}
+    for name in ("amplified", "suppressed", "random", "loss-matched"):
         assert len(weights[name]) == 128
         assert np.mean(weights[name]) == pytest.approx(1.0, abs=1e-6)
         assert min(weights[name]) >= 0
@@ -175,6 +188,54 @@ def test_gradient_prefers_the_loss_it_is_made_for() -> None:
     text = replace(here.text, tokens=torch.cat((strings, here.text.tokens[here.text.classes == "boilerplate"])))
     found = by_gradient(replace(here, text=text), early=False)
     assert float(found[: len(strings)].mean()) > float(found[len(strings) :].mean())
+
+
+def test_influence_is_by_the_inverse_of_the_fisher_information() -> None:
+    """Against the matrix itself, inverted; the tolerance is that of differences in float32."""
+    here = scene()
+    strings, model = here.text.strings, here.model
+    scores = strings.head_scores(model)
+    head = max(scores, key=lambda name: scores[name]["induction"])
+    owned = model.attention_head_parameters()[head]
+
+    def gradient(value: torch.Tensor) -> torch.Tensor:
+        found = torch.autograd.grad(value, [model.get_parameter(name) for name in owned], materialize_grads=True)
+        return torch.cat([each.flatten()[at] for each, at in zip(found, owned.values(), strict=True)]).double()
+
+    every = torch.stack([gradient(pf.losses.next_token(model, each[None]).mean()) for each in here.text.tokens])
+    known = every[: len(here.known)]
+    fisher = known.T @ known / len(known)
+    damped = fisher + DAMPING * fisher.diagonal().mean() * torch.eye(len(fisher), dtype=torch.float64)
+    expected = -every @ torch.linalg.solve(damped, gradient(strings.observable("induction", head)(model)))
+    assert float(torch.corrcoef(torch.stack((by_influence(here), expected)))[0, 1]) > 0.99
+
+
+def test_a_run_plans_on_the_way() -> None:
+    """Weights are 1 until the first plan; χ of contexts that are all known is that of the response itself."""
+    settings = replace(QUICK, score_contexts=QUICK.contexts, replanned=(20,))
+    base, found = trained(settings, 0, None)["history"], trained_on_the_way(settings, 0)
+    assert found["history"][:3] == base[:3]
+    assert found["history"][3:] != base[3:]
+    (row,) = found["decisions"]
+    assert row["step"] == 20
+    assert 0.5 < row["strength"] <= settings.strength
+    assert row["measured"] == pytest.approx(base[2]["loss_on_repeats"])
+    assert row["predicted"] < 0
+    here = scene()
+    here = replace(here, settings=settings)
+    value, chi = estimator(settings, 0)(here.model)
+    response = responses_of(here, True, **{AGAIN: loss_said_again(here.text.strings)})
+    by_context = pf.aggregate(response, np.arange(settings.contexts), name="context")
+    assert np.allclose(chi["chi"], by_context["chi"], rtol=1e-3, atol=1e-3 * float(by_context["chi"].std()))
+    assert np.allclose(chi["chi_error"], by_context["chi_error"], rtol=0.05)
+    assert float(value[AGAIN][0]) == pytest.approx(here.text.strings.loss_on_repeats(here.model))
+
+
+def test_sources_that_are_not_known_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"judged must be among .*, labels, .*; got on the way"):
+        Settings(judged=("on the way",))
+    with pytest.raises(ValueError, match=r"retrained must be among .*; got charm"):
+        Settings(retrained=("charm", "random"))
 
 
 def test_values_of_all_known_contexts_are_their_own() -> None:

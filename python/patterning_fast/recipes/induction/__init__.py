@@ -14,8 +14,9 @@ from patterning_fast.recipes.pieces import Pieces
 
 from .estimates import compared, seen, verified
 from .findings import findings
+from .on_the_way import trained_on_the_way
 from .runs import trained
-from .settings import CROSSED, Settings
+from .settings import CROSSED, ON_THE_WAY, Settings
 from .text import text_of
 
 WAYS = ("amplified", "suppressed")
@@ -38,8 +39,13 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
         f"{name}, seed {seed}": (settings, seed, found[seed]["weights"][name])
         for seed in settings.seeds
         for name in (*WAYS, *settings.retrained)
+        if name != ON_THE_WAY
     }
     runs = base | pieces.map("retraining", trained, wanted)
+    if ON_THE_WAY in settings.retrained:
+        runs |= pieces.map(f"training {ON_THE_WAY}", trained_on_the_way, {
+            f"{ON_THE_WAY}, seed {seed}": (settings, seed) for seed in settings.seeds
+        })  # fmt: skip
     again = pieces.map("verification", verified, {
         f"verification, seed {seed}": (settings, seed, base[f"base, seed {seed}"])
         for seed in settings.seeds[: settings.verified]

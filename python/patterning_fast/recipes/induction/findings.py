@@ -13,7 +13,7 @@ from patterning_fast.recipes.responses import TABLE
 from patterning_fast.recipes.verification import verification_picture, verification_rows
 
 from .pictures import classes_picture, curves, mode_picture, ratios, weight_picture
-from .settings import CONTROLS, GOALS, SOURCES, Settings
+from .settings import CONTROLS, GOALS, ON_THE_WAY, SOURCES, Settings
 from .tables import Runs, formed_at, history_rows, mode_table, run_table, source_table, weight_columns
 
 TEMPLATE = Path(__file__).with_name("findings.j2")
@@ -46,6 +46,11 @@ def findings(
             "Contexts the mode loads on most, either way": first["extremes"],
         }
         | ({TABLE: agreement} if agreement else {})
+        | (
+            {f"Plans on the way, seed {seeds[0]}": runs[f"{ON_THE_WAY}, seed {seeds[0]}"]["decisions"]}
+            if ON_THE_WAY in names
+            else {}
+        )
         | {f"Predicted against realised dμ, seed {seed}": verification_rows(each) for seed, each in checks.items()}
     )
     pictures = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,15 +39,20 @@ def at(settings: Settings, vocabulary: int, parameters: Mapping[str, Tensor]) ->
 
 
 def trained(settings: Settings, seed: int, rho: Tensor | None) -> dict[str, Any]:
-    """A run from the seed's start on contexts drawn by weights: its end, what it was early on, and its history."""
+    """A run from the seed's start on contexts drawn by weights `[contexts]`: see `measured`."""
+    return measured(settings, seed, partial(pf.train, weights=rho))
+
+
+def measured(settings: Settings, seed: int, train: Callable[..., list[dict[str, float]]]) -> dict[str, Any]:
+    """A run from the seed's start by `pf.train` or the like: its end, what it was early on, and its history."""
     text = text_of(settings, seed)
     early: dict[str, Tensor] = {}
-    measured: list[int] = []
+    steps: list[int] = []
 
     def metrics(model: torch.nn.Module) -> dict[str, float]:
         assert isinstance(model, AttentionOnlyLM)
-        measured.append(len(measured) * settings.metrics_every)
-        if measured[-1] == settings.early_step:
+        steps.append(len(steps) * settings.metrics_every)
+        if steps[-1] == settings.early_step:
             early.update({name: each.cpu().clone() for name, each in model.state_dict().items()})
         return {
             "induction_score": max(each["induction"] for each in text.strings.head_scores(model).values()),
@@ -55,10 +61,10 @@ def trained(settings: Settings, seed: int, rho: Tensor | None) -> dict[str, Any]
         }
 
     model = initial_model(settings, text.vocabulary, seed)
-    history = pf.train(
+    history = train(
         model, text.tokens, pf.losses.next_token, steps=settings.train_steps, batch_size=settings.train_batch,
-        lr=settings.train_lr, weight_decay=settings.weight_decay, weights=rho, weighting="sampling",
-        seed=seed, metrics=metrics, metrics_every=settings.metrics_every, progress=shows_progress(),
+        lr=settings.train_lr, weight_decay=settings.weight_decay, weighting="sampling", seed=seed,
+        metrics=metrics, metrics_every=settings.metrics_every, progress=shows_progress(),
     )  # fmt: skip
     return {
         "parameters": {name: each.cpu() for name, each in model.state_dict().items()},

@@ -22,9 +22,14 @@ SOURCES = {
     "loss alone": "a low loss at the end of training",
     "compression": "how few bytes a context has once it is compressed: no model has a part in it",
     "colder": "the mode of χ at ten times nβ, where chains feel more of the loss",
+    "influence": "how far a context's gradient raises the induction score of the best head, within that head and in "
+    "units of its Fisher information",
     "labels": "the tokens that induction predicts, by their labels: the most that weights of contexts can do",
 }
 """What weights of contexts are made of."""
+
+ON_THE_WAY = "on the way"
+"""Runs whose weights are planned during the run itself, from χ around the model as it is then."""
 
 CONTROLS = {
     "no loss": "the mode of chains that feel no loss (nβ = 0), by their covariances",
@@ -78,7 +83,11 @@ class Settings:
     strength: float = 0.6
     """Root mean square of ρ − 1."""
     retrained: tuple[str, ...] = ("random", "loss-matched")
-    """Sources and controls that runs are trained on, beside the mode."""
+    """Sources and controls that runs are trained on, beside the mode; "on the way" plans during the run."""
+    judged: tuple[str, ...] = ()
+    """Sources and controls whose weights are made and described, without a run."""
+    replanned: tuple[int, ...] = (400, 800, 1200)
+    """Steps at which runs on the way plan."""
     verified: int = 0
     """Seeds at which dμ under the weights is sampled, and compared with what χ predicts."""
     compared: int = 32
@@ -86,11 +95,13 @@ class Settings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.retrained) - SOURCES.keys() - CONTROLS.keys())
-        if unknown or not self.seeds:
-            raise ValueError(
-                f"retrained must be among {', '.join((*SOURCES, *CONTROLS))}, with at least one seed; "
-                f"got {self.retrained} and {self.seeds}"
-            )
+        if not self.seeds:
+            raise ValueError("seeds must name at least one seed, got none")
+        known = (*SOURCES, *CONTROLS)
+        for name, given, among in (
+            ("retrained", self.retrained, (*known, ON_THE_WAY)), ("judged", self.judged, known),
+        ):  # fmt: skip
+            if unknown := sorted(set(given) - set(among)):
+                raise ValueError(f"{name} must be among {', '.join(among)}; got {', '.join(unknown)}")
         if self.chi_contexts > self.contexts:
             raise ValueError(f"chi_contexts must be at most all {self.contexts} contexts, got {self.chi_contexts}")

@@ -19,14 +19,17 @@ from patterning_fast.models.attention_only import AttentionOnlyLM
 from patterning_fast.posterior.components import FULL
 from patterning_fast.recipes.continued import continued
 from patterning_fast.recipes.controls import alike, dealt_out, non_negative
-from patterning_fast.recipes.gradients import raised_along
-from patterning_fast.tasks.induction import Score, predictable_by_induction
+from patterning_fast.recipes.gradients import raised, raised_along
+from patterning_fast.tasks.induction import RepeatedStrings, Score, predictable_by_induction
 
 from .settings import MODE, Settings
 from .text import Text
 
 AT_ONCE = 256
 """Contexts."""
+
+DAMPING = 0.1
+"""Of the Fisher information, in units of its mean eigenvalue."""
 
 COLDER = 10.0
 """Times nβ."""
@@ -183,14 +186,16 @@ def by_score(scene: Scene, score: Score, early: bool) -> Values:
     return to_all(scene, scene.early if early else scene.model, chi, by_context)
 
 
+def loss_said_again(strings: RepeatedStrings) -> Callable[[torch.nn.Module], Tensor]:
+    """The mean loss on random strings where they are said again, as a function of the model."""
+    return lambda model: pf.losses.next_token(model, strings.tokens)[strings.repeats()].mean()
+
+
 def by_contrast(scene: Scene) -> Values:
     """Contexts that lower the loss on strings said again, and leave that on held-out text and backwards strings."""
     strings = scene.text.strings
     half = strings.tokens[:, : scene.settings.length // 2]
     backwards = torch.cat((half, half.flip(1)), 1)
-
-    def again(model: AttentionOnlyLM) -> Tensor:
-        return pf.losses.next_token(model, strings.tokens)[strings.repeats()].mean()
 
     def reverse(model: AttentionOnlyLM) -> Tensor:
         return pf.losses.next_token(model, backwards)[:, half.shape[1] :].mean()
@@ -198,7 +203,7 @@ def by_contrast(scene: Scene) -> Values:
     def text(model: AttentionOnlyLM) -> Tensor:
         return pf.losses.next_token(model, scene.text.held_out).mean()
 
-    chi = responses_of(scene, False, again=again, backwards=reverse, text=text)
+    chi = responses_of(scene, False, again=loss_said_again(strings), backwards=reverse, text=text)
     by_context = pf.aggregate(chi, np.arange(scene.settings.score_contexts), name="context")
     plan = pf.invert(
         by_context, {"again": -1.0}, strength=scene.settings.strength, negative_weights="allow", unsettled=True
@@ -214,12 +219,38 @@ def context_losses(model: AttentionOnlyLM, tokens: Tensor) -> Tensor:
 
 def by_gradient(scene: Scene, early: bool) -> Values:
     """How a context's loss goes down along the gradient of the loss on strings said again."""
-    strings = scene.text.strings
     return raised_along(
         scene.early if early else scene.model,
-        lambda model: pf.losses.next_token(model, strings.tokens)[strings.repeats()].mean(),
+        loss_said_again(scene.text.strings),
         lambda model: context_losses(model, scene.text.tokens),
     )
+
+
+def by_influence(scene: Scene) -> Values:
+    """How a context's loss goes down along the influence direction of the best head's induction score, within the head.
+
+    That direction is the score's gradient over the damped Fisher information of known contexts, which EK-FAC
+    approximates where it is too large to be inverted (Mechanistic Data Attribution, arXiv:2601.21996).
+    """
+    model, strings = scene.model, scene.text.strings
+    scores = strings.head_scores(model)
+    head = max(scores, key=lambda name: scores[name]["induction"])
+    owned = model.attention_head_parameters()[head]
+    parameters = [model.get_parameter(name) for name in owned]
+
+    def gradient(value: Tensor) -> Tensor:
+        found = torch.autograd.grad(value, parameters, materialize_grads=True)  # a score knows no output
+        return torch.cat([each.flatten()[at] for each, at in zip(found, owned.values(), strict=True)]).double()
+
+    wanted = gradient(strings.observable("induction", head)(model))
+    seen = torch.stack([gradient(pf.losses.next_token(model, each[None]).mean()) for each in scene.known])
+    damping = DAMPING * seen.square().mean() * len(seen)
+    within = torch.linalg.solve(seen @ seen.T + damping * torch.eye(len(seen)).to(seen), seen @ wanted)
+    step = (wanted - seen.T @ within).split([len(at) for at in owned.values()])
+    direction = {name: torch.zeros_like(each) for name, each in model.named_parameters()}
+    for (name, at), values in zip(owned.items(), step, strict=True):
+        direction[name].view(-1)[at] = values.float()
+    return -raised(model, list(direction.values()), lambda model: context_losses(model, scene.text.tokens))
 
 
 def by_compression(scene: Scene) -> Values:
@@ -240,6 +271,7 @@ SOURCE_OF: dict[str, Callable[[Scene], Values]] = {
     "colder": by_colder_mode,
     "loss alone": lambda scene: -scene.losses,
     "compression": by_compression,
+    "influence": by_influence,
     "labels": lambda scene: scene.text.repeat.double().mean(1),
 }
 
@@ -252,11 +284,14 @@ DEALT_OUT: dict[str, Callable[[Scene], Tensor | None]] = {
 
 
 def weights_of(scene: Scene) -> dict[str, Tensor]:
-    """Weights of all contexts `[contexts]` by name: of the mode, amplified and suppressed, of sources and controls."""
+    """Weights of all contexts `[contexts]` by name: of the mode, either way, and of what the settings name."""
     strength = scene.settings.strength
-    values = {name: source(scene).double() for name, source in SOURCE_OF.items()}
+    wanted = {MODE, *scene.settings.retrained, *scene.settings.judged}
+    values = {name: source(scene).double() for name, source in SOURCE_OF.items() if name in wanted}
     weights = {name: non_negative(each - each.mean(), strength).float() for name, each in values.items()}
     amplified = weights.pop(MODE)
     suppressed = non_negative(values[MODE].mean() - values[MODE], strength).float()
-    dealt = {name: dealt_out(amplified, scene.seed, classes(scene)) for name, classes in DEALT_OUT.items()}
+    dealt = {
+        name: dealt_out(amplified, scene.seed, classes(scene)) for name, classes in DEALT_OUT.items() if name in wanted
+    }
     return {"amplified": amplified, "suppressed": suppressed, **dealt, **weights}
