@@ -20,7 +20,22 @@ from patterning_fast.recipes.pieces import Pieces
 from .estimates import adjoint, averaged, by_n_grams, early_scores, learning_coefficient, responses
 from .findings import findings
 from .runs import drawn, solutions, trained
-from .settings import ADJOINT, BASE, CHI, COUNTING, FIT, GRADIENT, LLC, LOW_LOSS, N_GRAMS, NESTED, NO_LOSS, Settings
+from .second_order import second_order
+from .settings import (
+    ADJOINT,
+    BASE,
+    CHI,
+    COUNTING,
+    FIT,
+    GRADIENT,
+    LLC,
+    LOW_LOSS,
+    N_GRAMS,
+    NESTED,
+    NO_LOSS,
+    Part,
+    Settings,
+)
 from .strings import kinds_of
 from .weights import all_weights, fit_of, on_strings, weights_at_random
 
@@ -53,6 +68,8 @@ def run(settings: Settings, pieces: Pieces) -> Findings:
     coefficients = pieces.map("λ̂", learning_coefficient, {
         f"λ̂ of {name}, run {at}": (settings, sources["parameters"][at]) for name, runs in chosen.items() for at in runs
     })  # fmt: skip
+    quadratic = pieces.of("λ of second order", partial(of_second_order, settings, sources["parameters"], chosen))
+    coefficients = {name: each | quadratic[name] for name, each in coefficients.items()}
     contributions = {
         name: np.stack([coefficients[f"λ̂ of {name}, run {at}"]["contribution"].numpy() for at in runs])
         for name, runs in chosen.items()
@@ -88,3 +105,10 @@ def kept_adjoint(settings: Settings) -> dict[str, torch.Tensor]:
     """The adjoint of training by string, run by run, how chaotic the runs are, and whether halves of a change agree."""
     found = adjoint(settings, range(FIRST_ADJOINT, FIRST_ADJOINT + settings.adjoint_runs))
     return {name: torch.from_numpy(np.array(each)) for name, each in found.items()}
+
+
+def of_second_order(settings: Settings, parameters: torch.Tensor, chosen: dict[str, list[int]]) -> dict[str, Part]:
+    """λ of the chosen solutions as if the loss were quadratic."""
+    return {
+        f"λ̂ of {name}, run {at}": second_order(settings, parameters[at]) for name, runs in chosen.items() for at in runs
+    }

@@ -73,6 +73,7 @@ def findings(
         "yardstick": {each["scored"]: each for each in held},
         "llc": by_kind,
         "llc_p": float(scipy.stats.mannwhitneyu(*by_kind.values()).pvalue),
+        "second": {name: of_second_order(solved, name) for name in ("λ of the loss", "λ of margins")},
         "llc_settled": sum(bool(each["settled"]) for each in solved),
         "solved": len(solved),
         "settings": settings,
@@ -114,6 +115,21 @@ def both(row: Mapping[str, Any], way: str, strength: float, control: str = "") -
     end = f", {control}" if control else ""
     up, down = (row[named(way, name, strength) + end] for name in (NESTED, COUNTING))
     return {"way": way, "strength": strength, "up": up, "down": down}
+
+
+def of_second_order(solved: Rows, name: str) -> dict[str, Any]:
+    """The medians of a λ over solutions of each kind, whether they differ, and how much larger it is at a larger nβ."""
+    columns = [each for each in solved[0] if each.startswith(name)]
+    values = {
+        kind: np.array([[row[each] for each in columns] for row in solved if row["solution"] == kind])
+        for kind in (NESTED, COUNTING)
+    }
+    every = np.concatenate(list(values.values()))
+    return {
+        "medians": {kind: float(np.median(each[:, 0])) for kind, each in values.items()},
+        "p": float(scipy.stats.mannwhitneyu(*(each[:, 0] for each in values.values())).pvalue),
+        "colder": float(np.median(every[:, 1] / every[:, 0])),
+    }
 
 
 def apart(runs: Mapping[str, Part], way: str, strength: float) -> float:

@@ -14,8 +14,12 @@ import scipy.stats
 import torch
 import xarray as xr
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.utils import parameters_to_vector
 
 from parentheses.estimates import averaged, by_n_grams
+from parentheses.runs import new_model, task_of
+from parentheses.second_order import second_order
 from parentheses.settings import ADJOINT, FIT, LOW_LOSS, OOD, Settings
 from parentheses.strings import (
     CLOSE,
@@ -262,6 +266,40 @@ def test_the_yardstick_finds_what_runs_were_made_of() -> None:
     assert abs(rows[LOW_LOSS]["rank correlation over runs"]) < 0.5
     assert rows["right"]["± error"] < 0.05
     assert rows["at random"]["± error"] > 0.2
+
+
+def test_lambda_of_second_order_is_that_of_the_hessian() -> None:
+    """Margins: against the Hessian of half their mean squared change, by autograd. The loss: its Fisher information is
+    the mean over strings and answers of squared gradients, each by its chance."""
+    settings = Settings(strings=60, test_strings=20, longest=14, width=8, heads=2)
+    model = new_model(settings, 0)
+    vector = parameters_to_vector(model.parameters()).detach()
+    inputs, labels = task_of(settings).training
+    shapes = {name: each.shape for name, each in model.named_parameters()}
+
+    def logits(flat: Tensor) -> Tensor:
+        parts = flat.split([shape.numel() for shape in shapes.values()])
+        named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return functional_call(model, named, (inputs,))
+
+    def squares(flat: Tensor) -> Tensor:
+        margins = logits(flat) @ torch.tensor([1.0, -1.0])
+        return (margins - margins.detach()).square().mean() / 2
+
+    fisher = torch.zeros(len(vector), len(vector), dtype=torch.float64)
+    chances = logits(vector).softmax(1).detach().double()
+    slopes = torch.autograd.functional.jacobian(lambda flat: logits(flat).log_softmax(1), vector).double()
+    for answer in (0, 1):
+        fisher += slopes[:, answer].T @ (chances[:, answer, None] * slopes[:, answer]) / len(labels)
+    found = second_order(settings, vector)
+    for name, hessian in (
+        ("λ of the loss", fisher), ("λ of margins", torch.autograd.functional.hessian(squares, vector).double()),
+    ):  # fmt: skip
+        eigenvalues = torch.linalg.eigvalsh(hessian).clamp(min=0)
+        for when, n_beta in (("", settings.llc_n_beta), (", 4 × nβ", 4 * settings.llc_n_beta)):
+            scaled = n_beta * eigenvalues
+            expected = float((scaled / (scaled + settings.llc_localization)).sum() / 2)
+            assert found[name + when] == pytest.approx(expected, rel=1e-3), name  # the Hessian is of float32
 
 
 def test_quick_recipe_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
