@@ -14,10 +14,13 @@ from patterning_fast.recipes.verification import verification
 
 from .runs import at
 from .settings import Settings
-from .sources import Named, Scene, posterior, sampling, weights_of
+from .sources import Named, Scene, most_inductive, posterior, sampling, weights_of
 from .text import text_of
 
 PERMUTATIONS = 9999
+
+MORE = 4
+"""Times as many chains where a prediction is checked: its errors and those of what is realised add up."""
 
 
 def scene_of(settings: Settings, seed: int, base: Mapping[str, Any]) -> Scene:
@@ -99,13 +102,15 @@ def extremes(scene: Scene, named: Named) -> list[dict[str, Any]]:
 def verified(settings: Settings, seed: int, base: Mapping[str, Any]) -> dict[str, Any]:
     """Predicted against realised dμ of the heads, under weights of the known contexts along the mode."""
     scene = scene_of(settings, seed, base)
-    chi = scene.chi
-    direction = chi["chi"][0].copy(data=np.repeat(scene.mode.loading, settings.length))
+    chi = scene.chi_at(
+        settings.n_beta, reliability=settings.verified_reliability, max_chains=MORE * settings.max_chains
+    )
+    direction = chi["chi"][0].copy(data=np.repeat(most_inductive(scene, chi).loading, settings.length))
     plan = pf.invert(chi, direction, strength=settings.strength, negative_weights="clip", unit="sample", unsettled=True)
     where = posterior(scene.model, scene.known, settings.n_beta, settings.localization)
-    more = sampling(settings, seed + 1) | {"draws": 2 * settings.draws, "probes": {"few": scene.known[:2]}}
+    more = sampling(settings, seed + 1) | {"chains": MORE * settings.chains, "probes": {"few": scene.known[:2]}}
     return verification(
-        plan, where, pf.SGLD(settings.lr), fractions=(0.25, 0.5, 1.0), components=pf.attention_heads(scene.model),
+        plan, where, pf.SGLD(settings.lr), fractions=(0.5, 1.0), components=pf.attention_heads(scene.model),
         antithetic=True, **more,
     )  # fmt: skip
 

@@ -86,10 +86,12 @@ class Settings:
     """Sources and controls that runs are trained on, beside the mode; "on the way" plans during the run."""
     judged: tuple[str, ...] = ()
     """Sources and controls whose weights are made and described, without a run."""
-    replanned: tuple[int, ...] = (400, 800, 1200)
+    replanned: tuple[int, ...] = (400, 800)
     """Steps at which runs on the way plan."""
     verified: int = 0
     """Seeds at which dμ under the weights is sampled, and compared with what χ predicts."""
+    verified_reliability: float = 0.9
+    """Of every head's χ that predicts."""
     compared: int = 32
     """Contexts on which covariances of the heads are compared with the derivative of the same chains."""
     device: str = "cpu"
