@@ -1,4 +1,4 @@
-"""Tiny decoders of Hugging Face, random, of every family whose heads are known."""
+"""Tiny decoders of Hugging Face, random, of every family whose logits are known to be a product."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "gpt_neox": {"intermediate_size": 8, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
 }
-OUTPUT = {"gpt2": "c_proj", "gpt_neox": "dense"}
-"""The projection after attention, where it is not `o_proj`."""
+WITHOUT_GROUPS = ("gpt2", "gpt_neox")
+"""Whose heads never share keys and values."""
 SCALED = ("gemma2", "granite")
 """Whose logits are more than a product with the unembedding."""
 
@@ -41,7 +41,7 @@ def decoder(name: str, **changes: Any) -> Any:
     model_type = name.split()[0]
     given = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "hidden_size": 16}
     given |= {"num_hidden_layers": 2, "num_attention_heads": 4}
-    given |= {} if model_type in OUTPUT else LLAMA_SHAPED
+    given |= {} if model_type in WITHOUT_GROUPS else LLAMA_SHAPED
     given |= {"bos_token_id": 0, "eos_token_id": 0} | CONFIGS[name] | changes
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import patterning_fast as pf
 from patterning_fast.models.smollm2 import smollm2
-from patterning_fast.posterior.decoders import attention_head_parameters
+from patterning_fast.posterior.families import attention_head_parameters
 from patterning_fast.recipes.findings import Findings
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.tasks.found_text import CHARACTERS, domain_text, encode, plain_windows

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patterning_fast.arguments import Name, checked
 from patterning_fast.domains import Holds, Mend
 from patterning_fast.plain_torch import plain_torch
-from patterning_fast.posterior import decoders
+from patterning_fast.posterior import families
 from patterning_fast.posterior.weights import shown
 
 Masks = Mapping[str, Tensor | None] | Iterable[str]
@@ -174,12 +174,12 @@ def attention_heads(model: nn.Module) -> dict[str, Component]:
     heads share keys and values too: these move in each head of their group, so such heads overlap. Parameters with
     `requires_grad=False` are left out, unless no parameter of the model requires a gradient.
 
-    Known are the Hugging Face decoders in `posterior/decoders.py` and models with a method
-    `attention_head_parameters()`: head name to the flat indices it owns in each parameter, int64 and rising, as the
-    built-in models have it. Raises ValueError for others.
+    Known are the families of Hugging Face in `posterior/families.py`, models made of nn.MultiheadAttention, and those
+    with a method `attention_head_parameters()`: head name to the flat indices it owns in each parameter, int64 and
+    rising, as the built-in models have it. Raises ValueError for others.
     """
     describe = getattr(model, "attention_head_parameters", None)
-    heads = decoders.attention_head_parameters(model) if describe is None else describe()
+    heads = families.attention_head_parameters(model) if describe is None else describe()
     if heads is None:
         raise ValueError(
             f"{type(model).__name__} does not say where its heads lie: give it a method attention_head_parameters() "

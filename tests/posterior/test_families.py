@@ -1,7 +1,8 @@
-"""Heads of Hugging Face decoders: what their coordinates move, and what moves them."""
+"""Heads of the families of Hugging Face and of torch's own attention: what they change, and what changes them."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -9,13 +10,15 @@ import torch
 from torch import Tensor, nn
 
 import patterning_fast as pf
-from tests.decoders import CONFIGS, OUTPUT, decoder
-from tests.models import tokens
+from patterning_fast.posterior.families import FAMILIES
+from tests.decoders import decoder
+from tests.families import HEADS, NAMES, OUTPUT, output, random_model
 
-HEADS = 4
 Owned = dict[str, Tensor]
 
-every_decoder = pytest.mark.parametrize("name", CONFIGS)
+every_family = pytest.mark.parametrize("name", NAMES)
+
+made = cache(random_model)
 
 
 def heads_of(model: nn.Module) -> dict[tuple[int, int], Owned]:
@@ -29,10 +32,18 @@ def heads_of(model: nn.Module) -> dict[tuple[int, int], Owned]:
     return found
 
 
+def owners(heads: dict[tuple[int, int], Owned], layer: int, parameter: str, index: Tensor) -> list[int]:
+    """The heads that own any of some coordinates."""
+    return [head for head in range(HEADS) if torch.isin(index, heads[layer, head].get(parameter, index[:0])).any()]
+
+
+def output_projection(model: Any) -> str:
+    return OUTPUT.get(model.config.model_type, "o_proj")
+
+
 def output_projections(model: Any) -> list[nn.Module]:
     """What reads the heads' outputs, side by side `[batch, T, heads × head width]`, in each layer."""
-    projection = OUTPUT.get(model.config.model_type, "o_proj")
-    named = [(name, module) for name, module in model.named_modules() if name.endswith(projection)]
+    named = [(name, module) for name, module in model.named_modules() if name.endswith(output_projection(model))]
     return [module for name, module in named if ".mlp." not in name]
 
 
@@ -41,41 +52,42 @@ def head_outputs(model: nn.Module, layer: int) -> Tensor:
     seen: list[Tensor] = []
     hook = output_projections(model)[layer].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.no_grad():
-        model(tokens()[:, :-1])
+        output(model)
     hook.remove()
     return seen[0].unflatten(-1, (HEADS, -1))
 
 
 def is_output(model: Any, parameter: str) -> bool:
-    return f".{OUTPUT.get(model.config.model_type, 'o_proj')}." in parameter
+    return f".{output_projection(model)}." in f".{parameter}"
 
 
-@every_decoder
+@every_family
 @torch.no_grad()
 def test_what_a_head_owns_changes_its_output_alone(name: str) -> None:
-    model = decoder(name)
-    sharing = HEADS // getattr(model.config, "num_key_value_heads", HEADS)
-    for (layer, head), owned in heads_of(model).items():
+    """And that of those that it shares keys and values with."""
+    model = made(name)
+    heads = heads_of(model)
+    assert list(heads) == [(layer, head) for layer in range(2) for head in range(HEADS)]
+    for (layer, head), owned in heads.items():
         before = head_outputs(model, layer)
         for parameter, index in owned.items():
             if is_output(model, parameter):
                 continue
-            shared = "k_proj" in parameter or "v_proj" in parameter
-            group = [each for each in range(HEADS) if each // sharing == head // sharing] if shared else [head]
             weights = model.get_parameter(parameter).view(-1)
             kept = weights.clone()
             weights[index] *= -1.5
-            changed = (head_outputs(model, layer) != before).any(-1).any(0).any(0)
+            changed = (head_outputs(model, layer) != before).any(-1).any(0).any(0).nonzero().flatten().tolist()
             weights.copy_(kept)
-            if "k_proj.bias" not in parameter:
-                assert changed.nonzero().flatten().tolist() == group, (parameter, head)
+            sharing = owners(heads, layer, parameter, index)
+            if "bias" in parameter:  # a key's bias may cancel in the softmax
+                assert set(changed) <= set(sharing), (parameter, head)
             else:
-                assert set(changed.nonzero().flatten().tolist()) <= set(group)
+                assert changed == sharing, (parameter, head)
 
 
-@every_decoder
+@every_family
 def test_what_passes_through_a_head_depends_on_what_it_owns_alone(name: str) -> None:
-    model = decoder(name)
+    model = made(name)
     heads = heads_of(model)
     attention_weights = {parameter for owned in heads.values() for parameter in owned}
     for (layer, head), owned in heads.items():
@@ -88,35 +100,69 @@ def test_what_passes_through_a_head_depends_on_what_it_owns_alone(name: str) -> 
 
         hook = output_projections(model)[layer].register_forward_pre_hook(through_the_head)
         model.zero_grad()
-        pf.losses.next_token(model, tokens()).mean().backward()
+        found = output(model)
+        (found * torch.randn(found.shape, generator=torch.Generator().manual_seed(2))).sum().backward()
         hook.remove()
-        here = {each for each in attention_weights if f".{layer}." in each}
+        here = {each for each in attention_weights if f".{layer}." in f".{each}"}
         assert here == set(owned)
         for parameter in here:
             gradient = model.get_parameter(parameter).grad
             outside = torch.ones(gradient.numel(), dtype=torch.bool)
             outside[owned[parameter]] = False
             assert torch.count_nonzero(gradient.view(-1)[outside]) == 0, parameter
-            if "bias" not in parameter:  # a key's bias may cancel in the softmax
+            if "bias" not in parameter:
                 assert torch.count_nonzero(gradient.view(-1)[~outside]) == int((~outside).sum()), parameter
+    model.zero_grad()
 
 
-@every_decoder
+@every_family
 def test_heads_hold_all_that_is_not_shared(name: str) -> None:
-    """All weights of the projections, once, but for the keys and values that a group of heads shares."""
-    model = decoder(name)
+    """All weights of the projections; what several heads own is the keys and values of a group."""
+    model = made(name)
     heads = heads_of(model)
-    sharing = HEADS // getattr(model.config, "num_key_value_heads", HEADS)
-    assert list(heads) == [(layer, head) for layer in range(2) for head in range(HEADS)]
     for parameter in {parameter for owned in heads.values() for parameter in owned}:
         held = torch.cat([owned[parameter] for owned in heads.values() if parameter in owned])
-        times = sharing if "k_proj" in parameter or "v_proj" in parameter else 1
-        assert held.sort().values.tolist() == [
-            index for index in range(model.get_parameter(parameter).numel()) for _ in range(times)
-        ]
-    biased = {parameter for parameter, _ in model.named_parameters() if "att" in parameter and "bias" in parameter}
-    biased -= {parameter for parameter in biased if "norm" in parameter or is_output(model, parameter)}
-    assert biased <= {parameter for owned in heads.values() for parameter in owned}
+        times = held.bincount(minlength=model.get_parameter(parameter).numel())
+        assert int(times.min()) >= 1
+        assert len(times.unique()) <= 2
+        if is_output(model, parameter):
+            assert int(times.max()) == 1
+    weights = {parameter for owned in heads.values() for parameter in owned}
+    biases = {f"{each.removesuffix('weight')}bias" for each in weights if not is_output(model, each)}
+    assert biases & {parameter for parameter, _ in model.named_parameters()} <= weights
+
+
+def test_every_family_is_tried() -> None:
+    assert {made(name).config.model_type for name in NAMES} == FAMILIES.keys()
+
+
+@torch.no_grad()
+def test_heads_of_torch_s_own_attention() -> None:
+    """Without a projection after them heads lie side by side: what each owns changes its own features."""
+    layer = nn.TransformerEncoderLayer(16, HEADS, 8, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    heads = heads_of(model)
+    assert list(heads) == [(layer, head) for layer in range(2) for head in range(HEADS)]
+    attention = model.layers[1].self_attn
+    attention.out_proj.weight.copy_(torch.eye(16))
+    given = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    before = attention(given, given, given)[0]
+    for head in range(HEADS):
+        owned = heads[1, head]
+        assert owned.keys() == {f"layers.1.self_attn.{each}" for each in (
+            "in_proj_weight", "in_proj_bias", "out_proj.weight",
+        )}  # fmt: skip
+        for parameter in ("in_proj_weight", "in_proj_bias"):
+            weights = attention.get_parameter(parameter).view(-1)
+            kept = weights.clone()
+            weights[owned[f"layers.1.self_attn.{parameter}"]] += 0.5
+            changed = (attention(given, given, given)[0] - before).abs().amax((0, 1)) > 1e-6
+            weights.copy_(kept)
+            assert changed.view(HEADS, -1).any(1).nonzero().flatten().tolist() == [head]
+        columns = owned["layers.1.self_attn.out_proj.weight"] % 16 // 4
+        assert columns.unique().tolist() == [head]
+    with pytest.raises(ValueError, match="kdim or vdim"):
+        pf.attention_heads(nn.MultiheadAttention(16, 4, kdim=8))
 
 
 def test_layers_share_their_indices() -> None:
