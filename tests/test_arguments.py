@@ -218,7 +218,7 @@ def test_keywords_are_those_of_the_function_that_gets_them() -> None:
         ({"sampler": pf.SGLD}, TypeError, r"sampler must be .* got the class SGLD; .* make one with SGLD\(\.\.\.\)"),
         ({"sampler": "sgld"}, TypeError, r"sampler must be .* got 'sgld' \(str\); pass pf.SGLD\(lr=1e-3\)"),
         ({"sampler": pf.ops.SGHMC(torch.zeros(3))}, TypeError, r"rules in pf\.ops are for the op langevin_step"),
-        ({"components": ["l0h1"]}, TypeError, r"components must be a mapping .* \{name: heads\[name\] for name in"),
+        ({"components": ["l0h1"]}, TypeError, r'components must be a mapping .* pass pf\.components\(model, "l0h1"'),
         ({"components": {"a": None}}, TypeError, r"components\['a'\] must be a Component, got None"),
         ({"probes": [tokens()]}, TypeError, r"probes must be a mapping .*; name each set of samples"),
         ({"burn_in": math.nan}, TypeError, "burn_in must be a whole number >= 0, got nan"),

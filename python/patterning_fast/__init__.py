@@ -31,6 +31,8 @@ from patterning_fast.patterning.verification import verify
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component, attention_heads, component, layers
 from patterning_fast.posterior.local_posterior import LocalPosterior
+from patterning_fast.posterior.naming import components
+from patterning_fast.posterior.preview import preview
 from patterning_fast.posterior.weights import spread_weights
 from patterning_fast.samplers.rmsprop_sgld import RMSPropSGLD
 from patterning_fast.samplers.sghmc import SGHMC
@@ -67,6 +69,7 @@ __all__ = [
     "between_solutions",
     "calibrate",
     "component",
+    "components",
     "embed_data",
     "extrapolate",
     "extreme_data",
@@ -83,6 +86,7 @@ __all__ = [
     "metasmoothness",
     "modes",
     "ops",
+    "preview",
     "sample",
     "save_weights",
     "spread_weights",

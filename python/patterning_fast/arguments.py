@@ -108,8 +108,9 @@ def reader(
     owner = function.__qualname__.removesuffix(".__init__").rpartition("<locals>.")[2]
     signature = inspect.signature(function)
     parameters = signature.parameters
-    places = [each.name for each in parameters.values() if each.kind is not each.KEYWORD_ONLY]
+    places = [each.name for each in parameters.values() if each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
     starred = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
+    others = next((each.name for each in parameters.values() if each.kind is each.VAR_KEYWORD), "")
 
     @functools.cache
     def domains() -> dict[str, Domain]:
@@ -124,6 +125,8 @@ def reader(
         for name, value in named.items():
             if name in known:
                 named[name] = argument(owner, name, known[name], value, signature)
+            elif others in known:
+                named[name] = argument(owner, name, known[others], value, signature)
             elif name not in parameters:
                 raise unknown(owner, name, value, list(known))
         return values

@@ -47,7 +47,7 @@ class Component:
 Components = Annotated[
     Mapping[str, Component],
     Mend(
-        "pass pf.attention_heads(model), pf.layers(model), some of them by {name: heads[name] for name in [...]}, or "
+        'pass pf.components(model, "l0h1", "l1 mlp", ...), pf.attention_heads(model), or '
         "{name: pf.component(model, name, parameters)}"
     ),
 ]
@@ -60,9 +60,24 @@ def component(model: nn.Module, name: Name, masks: Masks) -> Component:
     """A component from parameter names, or from what moves of each parameter: a boolean mask of its shape, flat
     indices (int64, rising), or None for the whole.
 
-    Raises ValueError for parameters the model lacks, masks of another shape or kind, or nothing that moves.
+    A parameter that modules share may be named by any of its names.
+
+    Raises ValueError for parameters the model lacks or that are named twice, masks of another shape or kind, or nothing
+    that moves.
     """
-    return component_of(dict(model.named_parameters()), name, masks)
+    own, wanted = own_names(model), dict(masks) if isinstance(masks, Mapping) else dict.fromkeys(masks)
+    renamed: dict[str, str] = {}
+    for each in wanted:
+        first = renamed.setdefault(own.get(each, each), each)
+        if first != each:
+            raise ValueError(f"component {name!r} names {first} and {each}, which are one parameter: leave one out")
+    return component_of(dict(model.named_parameters()), name, {own.get(each, each): wanted[each] for each in wanted})
+
+
+def own_names(model: nn.Module) -> dict[str, str]:
+    """The one name that a parameter goes by, of every name it has: several where modules share it."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def component_of(parameters: Mapping[str, Tensor], name: str, masks: Masks) -> Component:
@@ -197,6 +212,21 @@ def attention_heads(model: nn.Module) -> dict[str, Component]:
     return found
 
 
+def check_fits(name: str, component: Component, parameters: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a component moves what a model with these parameters lacks."""
+    for parameter, index in component.coordinates.items():
+        if parameter not in parameters:
+            raise ValueError(
+                f"component {name!r} moves the parameter {parameter!r}, which the model lacks; "
+                f"it has {shown(parameters)}: was the component built for another model?"
+            )
+        if index is not None and int(index[-1]) >= parameters[parameter].numel():
+            raise ValueError(
+                f"component {name!r} moves coordinate {int(index[-1])} of {parameter!r}, which has only "
+                f"{parameters[parameter].numel()}: was the component built for another model?"
+            )
+
+
 def resolve_components(
     model: nn.Module, components: Mapping[str, Component] | None, moving: Sequence[str] | None = None
 ) -> list[Component]:
@@ -210,21 +240,12 @@ def resolve_components(
     for name, each in (components or {}).items():
         if name == FULL:
             continue
-        for parameter, index in each.coordinates.items():
-            if parameter not in parameters:
-                raise ValueError(
-                    f"component {name!r} moves the parameter {parameter!r}, which the model lacks; "
-                    f"it has {shown(parameters)}: was the component built for another model?"
-                )
+        check_fits(name, each, parameters)
+        for parameter in each.coordinates:
             if parameter not in moving:
                 raise ValueError(
                     f"component {name!r} moves the parameter {parameter!r}, which has requires_grad=False: leave it "
                     "out, or call requires_grad_() on it before LocalPosterior(model, ...)"
-                )
-            if index is not None and int(index[-1]) >= parameters[parameter].numel():
-                raise ValueError(
-                    f"component {name!r} moves coordinate {int(index[-1])} of {parameter!r}, which has only "
-                    f"{parameters[parameter].numel()}: was the component built for another model?"
                 )
         resolved.append(each if each.name == name else Component(name, each.coordinates))
     return [*resolved, component_of(parameters, FULL, moving)]
