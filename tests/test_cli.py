@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import patterning_fast as pf
 from patterning_fast import _C
 from patterning_fast.cli import main
 
@@ -54,3 +57,11 @@ def test_an_empty_path_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["demo", "--out", ""])
     assert "argument --out: the path is empty" in capsys.readouterr().err
+
+
+def test_the_version_and_the_module(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == pf.__version__
+    ran = subprocess.run([sys.executable, "-m", "patterning_fast", "--version"], capture_output=True, text=True)
+    assert ran.stdout.strip() == pf.__version__

@@ -1,5 +1,7 @@
 """Susceptibilities of a trained network, the data that would change it as wanted, and training on that data."""
 
+from importlib.metadata import version
+
 import torch  # noqa: F401  loaded first, so that the kernels share its OpenMP threads
 
 from patterning_fast import ops
@@ -44,6 +46,8 @@ from patterning_fast.training.metasmoothness import metasmoothness
 from patterning_fast.training.replicas import train_replicas
 from patterning_fast.training.train import train, weighted_loss
 from patterning_fast.training.weights_file import load_weights, save_weights
+
+__version__ = version("patterning_fast")
 
 __all__ = [
     "SGHMC",

@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="patterning-fast", description="Patterning: choose data that changes a network."
     )
+    parser.add_argument("--version", action="version", version=version("patterning_fast"))
     commands = parser.add_subparsers(dest="command", required=True)
     demo = commands.add_parser("demo", help="the induction recipe, from training to retraining on chosen data")
     demo.add_argument("--out", type=path, default=Path("demo"), help="folder for the results (default: demo)")

@@ -95,3 +95,12 @@ def test_bad_components_are_refused() -> None:
         resolve_components(model, {"c": wider})
     with pytest.raises(ValueError, match=r"moves the parameter 'layers.0.qkv', which the model lacks"):
         resolve_components(model, pf.attention_heads(language_model()))
+
+
+def test_layers_are_those_of_outer_stacks() -> None:
+    """A stack within a layer is part of the layer, so that no parameter is in two."""
+    block = nn.ModuleDict({"body": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))})
+    model = nn.ModuleDict({"stem": nn.Linear(2, 2), "layers": nn.ModuleList([block, nn.Linear(2, 2)])})
+    found = pf.layers(model)
+    assert list(found) == ["layers.0", "layers.1"]
+    assert len(found["layers.0"].coordinates) == 4

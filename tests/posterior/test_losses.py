@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_outputs import ImageClassifierOutput
 
 import patterning_fast as pf
 from patterning_fast.engine.suffix import Modules, WholeModel
@@ -208,5 +209,25 @@ def test_parameters_can_be_swapped(name: str) -> None:
 def test_bad_input_is_refused() -> None:
     with pytest.raises(TypeError, match=r"takes token ids \[batch, T \+ 1\] alone"):
         pf.losses.next_token(language_model(), (tokens(), tokens()))
-    with pytest.raises(TypeError, match="if it is the body of a language model, pass the model with its head"):
+    with pytest.raises(TypeError, match="if it is the body of a model, pass the model with its head"):
         pf.losses.next_token(decoder("llama").base_model, tokens())
+
+
+class WithLogits(nn.Module):
+    """Returns an object that has logits, as classifiers of Hugging Face do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return ImageClassifierOutput(logits=self.linear(x))
+
+
+@pytest.mark.parametrize("loss", [pf.losses.cross_entropy, pf.losses.squared_error])
+def test_logits_of_an_object_are_taken(loss: Any) -> None:
+    model, x = WithLogits(), torch.randn(5, 3)
+    y = torch.tensor([0, 1, 1, 0, 1]) if loss is pf.losses.cross_entropy else torch.randn(5, 2)
+    assert torch.equal(loss(model, (x, y)), loss(model.linear, (x, y)))
+    with pytest.raises(TypeError, match=r"needs .* from the model, but LSTM returned tuple, which has no logits"):
+        loss(nn.LSTM(3, 2), (x, y))

@@ -299,3 +299,13 @@ def test_a_language_model_of_ours_answers_as_finite_differences_do() -> None:
     # ρ is divided by its mean, as χ is about its mean; steps of 0.1 in float32 know the slope to some percent.
     expected = (ends[0] - ends[1]) / 0.2 * rho.numel()
     assert float(found["chi"][0, token[0] * (data.shape[1] - 1) + token[1]]) == pytest.approx(expected, rel=0.05)
+
+
+def test_models_are_left_in_the_mode_they_were_in() -> None:
+    models = [nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1)) for _ in range(2)]
+    data = (torch.randn(8, 3), torch.randn(8, 1))
+    pf.training_adjoint(
+        models, data, pf.losses.squared_error, {"at 0": lambda model: model(torch.zeros(1, 3)).sum()}, steps=2,
+        batch_size=4, lr=1e-2, seeds=[0, 1],
+    )  # fmt: skip
+    assert all(module.training for model in models for module in model.modules())

@@ -111,3 +111,29 @@ def test_bad_settings_are_refused(name: str) -> None:
 def test_a_loss_that_is_lost_is_an_error() -> None:
     with pytest.raises(FloatingPointError, match="the training loss is not finite by step 6; lower lr"):
         trained(None, lr=1e30)
+
+
+def interrupted(_: Any) -> dict[str, float]:
+    raise KeyboardInterrupt
+
+
+def test_modules_are_left_in_the_mode_they_were_in() -> None:
+    """Training and evaluation, module by module; also where training is interrupted."""
+    data = (torch.randn(8, 3), torch.tensor([0, 1] * 4))
+    for training in (True, False):
+        model = WithDropout().train(training)
+        model.linear.train(not training)
+        before = [module.training for module in model.modules()]
+        pf.train(model, data, pf.losses.cross_entropy, metrics=lambda _: {"one": 1.0}, **SETTINGS)
+        assert [module.training for module in model.modules()] == before
+        with pytest.raises(KeyboardInterrupt):
+            pf.train(model, data, pf.losses.cross_entropy, metrics=interrupted, **SETTINGS)
+        assert [module.training for module in model.modules()] == before
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_precision_are_refused(dtype: torch.dtype) -> None:
+    model = language_model()
+    model.layers[0].to(dtype)
+    with pytest.raises(TypeError, match=r"layers.0.qkv.* of half precision; use model.float\(\)"):
+        pf.train(model, tokens(), pf.losses.next_token, **SETTINGS)

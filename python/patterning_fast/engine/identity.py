@@ -94,7 +94,7 @@ def as_read_back(identity: Mapping[str, Any]) -> Identity:
 
 def versions(model: nn.Module) -> dict[str, str]:
     """Of Python, torch, this library, and the package that the model's class is from."""
-    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "torch": torch.__version__}
+    found = {"python": f"{sys.version_info.major}.{sys.version_info.minor}", "torch": str(torch.__version__)}
     for package in ("patterning_fast", package_of(type(model))):
         try:
             found.setdefault(package, version(package))

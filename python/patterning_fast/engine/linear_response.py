@@ -182,12 +182,12 @@ def linear_response(
     warn_of_response(result, run.stopped, reliability)
     return result.assign_attrs(
         asdict(setting)
-        | {name: int(value) if isinstance(value, bool) else value for name, value in asdict(options).items()}
+        | options.attrs
         | {"estimator": "linear response", "engine": chosen.engine, "sampler": repr(sampler)}
         | {"loss_samples": sample_count(posterior.data) if chosen.loss_indices is None else len(chosen.loss_indices)}
         | {"groups": result.sizes["group"], "observable": PHI if observable is None else next(iter(observable))}
         | {"items": posterior.item_count, "weighted": int(posterior.weights is not None), "device": str(device)}
-        | {"torch": torch.__version__, "patterning_fast": version("patterning_fast"), "seconds": run.seconds}
+        | {"torch": str(torch.__version__), "patterning_fast": version("patterning_fast"), "seconds": run.seconds}
         | {"seconds_run": [float(each.seconds) for each in found]}
         | ({} if goal is None else {"stopped": run.stopped})
         | (saved.attrs if saved else {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -59,6 +59,12 @@ class Options:
                 "batch_size": self.chains * self.batch_size * (8 + bytes_each(posterior.data)),
             }
         )
+
+    @property
+    def attrs(self) -> dict[str, int | float | str]:
+        """Those that are given, as attributes that files of any format hold: true and false as 1 and 0."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: int(value) if isinstance(value, bool) else value for name, value in given.items()}
 
     @property
     def total_draws(self) -> int:

@@ -196,13 +196,13 @@ def sample_settings(
     attrs = {
         "items": posterior.item_count,
         "sampler": repr(sampler),
-        **{name: int(value) if isinstance(value, bool) else value for name, value in asdict(options).items()},
+        **options.attrs,
         "groups": plan.groups,
         "loss_samples": sample_count(loss_set.data),
         "weighted": int(posterior.weights is not None),
         "random_loss": int(posterior.random_loss),
         "device": str(device),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "patterning_fast": version("patterning_fast"),
     }
     started = time.monotonic()

@@ -33,6 +33,7 @@ from patterning_fast.estimators.traces import ChainTraces
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL
 from patterning_fast.posterior.observables import PHI
+from patterning_fast.short import html_of, listed
 
 
 class Part(NamedTuple):
@@ -82,6 +83,16 @@ class Statistics:
     attrs: dict[str, Any]
     twin: Callable[[], BallMoments] | None = None
     """What such chains give at n_beta = 0, where that can be known without running them."""
+
+    def __repr__(self) -> str:
+        names = self.component_names
+        return (
+            f"<Statistics of {len(names)} components ({listed(names)}) × {self.attrs['chains']} chains × "
+            f"{self.attrs['draws']} draws, {len(self.loss_coordinates['sample']):,} losses tracked>"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.llc())
 
     @property
     def component_names(self) -> list[str]:

@@ -14,6 +14,7 @@ from patterning_fast.patterning.noise import BLOCK_BYTES, InnerProducts, inner_p
 from patterning_fast.patterning.settled import unsettled_attrs
 from patterning_fast.patterning.spectrum import Spectrum, ratio
 from patterning_fast.patterning.stability import QUANTILES, stability
+from patterning_fast.short import html_of, listed
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,13 @@ class Mode:
     above_floor: bool
     """Whether its singular value is more than that of noise alone."""
 
+    def __repr__(self) -> str:
+        names, loadings = self.components["component"].values, self.components.values
+        strongest = [f"{names[at]} {loadings[at]:.2f}" for at in abs(loadings).argsort()[::-1]]
+        place = "above" if self.above_floor else "below"
+        value = f"{self.singular_value:.3g} ± {self.singular_value_error:.2g}"
+        return f"<Mode of singular value {value}, {place} the noise floor; {listed(strongest)}>"
+
     def __neg__(self) -> Mode:
         return replace(self, components=-self.components, data=-self.data)
 
@@ -41,6 +49,17 @@ class Modes:
     """
 
     table: xr.Dataset
+
+    def __repr__(self) -> str:
+        values = [f"{each:.3g}" for each in self.table["singular_value"].values]
+        above, components = int(self.table["above_floor"].sum()), self.table.sizes["component"]
+        return (
+            f"<{len(self)} modes of {components} components, {above} above the noise floor; "
+            f"singular values {listed(values)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.table)
 
     def __len__(self) -> int:
         return self.table.sizes["mode"]

@@ -14,6 +14,7 @@ from patterning_fast.patterning.constraints import relative_entropy
 from patterning_fast.patterning.estimates import Estimates
 from patterning_fast.patterning.metric import Noise
 from patterning_fast.patterning.regularization import Spectrum
+from patterning_fast.short import html_of, listed
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,21 @@ class Plan:
     `inverted`, what the pseudo-inverse was multiplied by: 0 where a direction was dropped."""
     attrs: dict[str, Any]
     """How the plan came about: see `report`."""
+
+    def __repr__(self) -> str:
+        rho, told = self.weights.values, self.predicted
+        changes = [
+            f"{name} {change:.3g} ± {error:.2g}"
+            for name, change, error in zip(told["component"].values, told["dmu"].values, told["dmu_error"].values,
+                                           strict=True)
+        ]  # fmt: skip
+        return (
+            f"<Plan of {rho.size:,} weights from {rho.min():.3g} to {rho.max():.3g}, strength "
+            f"{self.attrs['strength']:.3g}; dμ {listed(changes)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.predicted)
 
     def scaled(self, factor: Number) -> xr.DataArray:
         """Weights of the same direction at `factor` times the strength."""

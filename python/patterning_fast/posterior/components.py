@@ -158,25 +158,35 @@ def may_move(model: nn.Module) -> dict[str, Tensor]:
 def layers(model: nn.Module) -> dict[str, Component]:
     """One component for each element of each `nn.ModuleList` or `nn.Sequential` in `model` that has parameters.
 
-    Parameters with `requires_grad=False` are left out, unless no parameter of the model requires a gradient.
+    A stack within another is part of it, so that layers are apart. Parameters with `requires_grad=False` are left out,
+    unless no parameter of the model requires a gradient.
 
     Raises ValueError for a model without such stacks; build components by `component` there.
     """
     parameters = may_move(model)
     name_of = {id(parameter): name for name, parameter in parameters.items()}
     found = {}
-    for stack_name, stack in model.named_modules():
-        if isinstance(stack, nn.ModuleList | nn.Sequential):
-            for index, layer in stack.named_children():
-                name = f"{stack_name}.{index}" if stack_name else index
-                inside = [name_of[id(each)] for each in layer.parameters() if id(each) in name_of]
-                if inside:
-                    found[name] = component_of(parameters, name, inside)
+    for stack_name, stack in outer_stacks(model).items():
+        for index, layer in stack.named_children():
+            name = f"{stack_name}.{index}" if stack_name else index
+            inside = [name_of[id(each)] for each in layer.parameters() if id(each) in name_of]
+            if inside:
+                found[name] = component_of(parameters, name, inside)
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no nn.ModuleList or nn.Sequential of layers; "
             "name what moves with pf.component(model, name, parameters)"
         )
+    return found
+
+
+def outer_stacks(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
+    """The stacks of layers by name, without those that lie in another."""
+    found: dict[str, nn.ModuleList | nn.Sequential] = {}
+    for name, module in model.named_modules():
+        inside = any(not outer or name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, nn.ModuleList | nn.Sequential) and not inside:
+            found[name] = module
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, overload
 
 import torch
@@ -131,15 +132,26 @@ def evaluated(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
     return losses
 
 
-def loss_shape(model: nn.Module, loss: Loss, data: Data) -> tuple[int, ...]:
-    """Shape of one sample's losses, () or (tokens,), from its first two samples; leaves `model` in eval mode.
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Leave every module in the mode, of training or of evaluation, that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
-    In eval mode no random number is drawn: training with weights and without sees the same dropout.
+
+def loss_shape(model: nn.Module, loss: Loss, data: Data) -> tuple[int, ...]:
+    """Shape of one sample's losses, () or (tokens,), from its first two samples.
+
+    In eval mode, so that no random number is drawn: training with weights and without sees the same dropout.
 
     Raises ValueError for a loss that is reduced or has more dimensions.
     """
     few = take(data, slice(0, 2))
-    with torch.no_grad():
+    with modes_kept(model), torch.no_grad():
         losses = evaluated(loss, model.eval(), few)
     samples = sample_count(few)
     if losses.dim() not in (1, 2) or len(losses) != samples:

@@ -43,15 +43,21 @@ def next_token(model: nn.Module, batch: Batch) -> Tensor:
             factors.hidden, factors.unembedding, labels, offset=factors.offset, offset_scale=factors.offset_scale
         )
     else:
-        output = model(tokens)
-        logits = getattr(output, "logits", output)
-        if not isinstance(logits, Tensor):
-            raise TypeError(
-                f"next_token needs logits [batch, T, vocabulary] from the model, but {type(model).__name__} returned "
-                f"{type(output).__name__}; if it is the body of a language model, pass the model with its head"
-            )
+        logits = output_of("next_token", "logits [batch, T, vocabulary]", model, tokens)
         losses = F.cross_entropy(logits.flatten(0, -2), labels, reduction="none")
     return losses.view(tokens.shape)
+
+
+def output_of(loss: str, wanted: str, model: nn.Module, inputs: Tensor) -> Tensor:
+    """What a model returns, or its `logits` where it returns an object that has them."""
+    output = model(inputs)
+    found = getattr(output, "logits", output)
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"{loss} needs {wanted} from the model, but {type(model).__name__} returned {type(output).__name__}, "
+            "which has no logits; if it is the body of a model, pass the model with its head"
+        )
+    return found
 
 
 def inputs_and_labels(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -77,16 +83,20 @@ def flat_factors(model: nn.Module, tokens: Tensor) -> LogitFactors | None:
 
 @explained
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross entropy of class logits: `(x, classes [batch])` to `[batch]`."""
+    """Cross entropy of class logits: `(x, classes [batch])` to `[batch]`.
+
+    `model` maps x to logits, or to an object that has them as `logits`, as classifiers of Hugging Face do.
+    """
     x, classes = batch
-    return F.cross_entropy(model(x), classes, reduction="none")
+    logits = output_of("cross_entropy", "logits [batch, classes]", model, x)
+    return F.cross_entropy(logits, classes, reduction="none")
 
 
 @explained
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
-    """½|model(x) − y|² of each sample: `(x, y)` to `[batch]`."""
+    """½|model(x) − y|² of each sample: `(x, y)` to `[batch]`; `model` may return an object with `logits`."""
     x, y = batch
-    return 0.5 * (model(x) - y).square().flatten(1).sum(1)
+    return 0.5 * (output_of("squared_error", "a tensor shaped as y", model, x) - y).square().flatten(1).sum(1)
 
 
 @explained

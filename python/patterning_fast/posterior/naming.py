@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 from patterning_fast.arguments import checked
 from patterning_fast.plain_torch import plain_torch
-from patterning_fast.posterior.components import FULL, Component, attention_heads, component_of, may_move, own_names
+from patterning_fast.posterior.components import (
+    FULL,
+    Component,
+    attention_heads,
+    component_of,
+    may_move,
+    outer_stacks,
+    own_names,
+)
 from patterning_fast.posterior.families import attentions
 
 HEADS, LAYERS = "heads", "layers"
@@ -210,16 +218,9 @@ def blocks(model: nn.Module) -> dict[int, str]:
         if len(stack) == 1:
             (name,) = stack
             return {int(at): f"{name}.{at}" if name else at for at, _ in model.get_submodule(name).named_children()}
-    stacks = [
-        (name, module) for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList | nn.Sequential) and any(True for _ in module.parameters())
-    ]  # fmt: skip
-    outer = [
-        (name, module) for name, module in stacks
-        if not any(name != other and f"{name}.".startswith(f"{other}." if other else "") for other, _ in stacks)
-    ]  # fmt: skip
-    deepest = max((len(module) for _, module in outer), default=0)
-    found = [name for name, module in outer if len(module) == deepest]
+    outer = {name: stack for name, stack in outer_stacks(model).items() if any(True for _ in stack.parameters())}
+    deepest = max(map(len, outer.values()), default=0)
+    found = [name for name, stack in outer.items() if len(stack) == deepest]
     if len(found) != 1:
         return {}
     return {at: f"{found[0]}.{at}" if found[0] else str(at) for at in range(deepest)}

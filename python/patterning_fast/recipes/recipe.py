@@ -168,7 +168,7 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
         made |= {
             "command": command,
             "did_not_work": recipe.did_not_work,
-            "machine": {"processor": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+            "machine": {"processor": processor(), "threads": torch.get_num_threads(), "torch": str(torch.__version__)},
             "seconds": pieces.time_spent(),
             "core_seconds": pieces.core_seconds,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -216,12 +217,12 @@ def check_alike(models: Sequence[nn.Module], seeds: Sequence[int]) -> None:
     if not first or any(other != first for other in others):
         raise ValueError("models must have parameters, of the same names and shapes in all: make them by one function")
     for model in models:
-        check_trainable(model.eval())
+        check_trainable(model)
 
 
 def losses_of(model: nn.Module, loss: Loss) -> Callable[[Tensor, Batch], Tensor]:
     """Losses `[models, batch, ...]` from parameters `[models, params]` and samples `[models, batch, ...]`."""
-    together = LossOf(model, loss)
+    together = LossOf(copy.deepcopy(model).eval(), loss)
     names = [f"model.{name}" for name, _ in model.named_parameters()]
     shapes = [each.shape for each in model.parameters()]
     sizes = [each.numel() for each in shapes]

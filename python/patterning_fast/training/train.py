@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor, bfloat16, float16, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -18,9 +18,17 @@ from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.evaluation import Precision, computing_in
 from patterning_fast.engine.memory import check_fits
 from patterning_fast.plain_torch import check_trainable, plain_torch
-from patterning_fast.posterior.data import bytes_each, check_data, loss_shape, sample_count, take, to_device
+from patterning_fast.posterior.data import (
+    bytes_each,
+    check_data,
+    loss_shape,
+    modes_kept,
+    sample_count,
+    take,
+    to_device,
+)  # fmt: skip
 from patterning_fast.posterior.losses import Batch, Loss
-from patterning_fast.posterior.weights import weights_for
+from patterning_fast.posterior.weights import shown, weights_for
 from patterning_fast.progress import progress_bar
 from patterning_fast.training.minibatches import Minibatches, Weighting
 from patterning_fast.training.state import Metrics, Reweighing, TrainingState, losses_at_start, training_identity
@@ -73,6 +81,8 @@ def train(
 ) -> list[dict[str, float]]:
     """Train `model` in place on minibatches whose loss is in expectation Σρl/Σρ of the data.
 
+    All modules are in training mode meanwhile, and then in the mode that each was in before.
+
     Args:
         loss: as for LocalPosterior, per sample or per token.
         weights: ρ of each sample or token of `data`, e.g. `plan.weights`; None for all 1. Minibatches depend on
@@ -93,15 +103,20 @@ def train(
             mode; what it returns is gathered with "step" and "loss", the mean training loss since the last call.
         progress, description, position: a progress bar with the time left, its title, and its line among several.
 
-    Returns the rows of metrics. Raises TypeError for a scheduler that wants a metric, ValueError for data or weights
-    that do not fit, negative weights as probabilities, a model made under `inference_mode`, and a checkpoint that is
-    damaged, of another run or of other versions, FloatingPointError where the training loss is no longer finite,
-    BlockingIOError or OSError for a folder in use or one that cannot be written.
+    Returns the rows of metrics. Raises TypeError for parameters of half precision or a scheduler that wants a metric,
+    ValueError for data or weights that do not fit, negative weights as probabilities, a model made under
+    `inference_mode`, and a checkpoint that is damaged, of another run or of other versions, FloatingPointError where
+    the training loss is no longer finite, BlockingIOError or OSError for a folder in use or one that cannot be written.
     """
     check_trainable(model)
     check_data("data", data, model)
     if not any(True for _ in model.parameters()):
         raise ValueError(f"model must have parameters, got {type(model).__name__} without; pass one to be trained")
+    if half := [name for name, each in model.named_parameters() if each.dtype in (bfloat16, float16)]:
+        raise TypeError(
+            f"parameters must be float32, and {shown(half)} are of half precision; use model.float(), and "
+            "precision='bfloat16' for fast matrix products"
+        )
     if weights is not None and reweighing is not None:
         raise ValueError("weights are given, and reweighing decides on them: leave one of the two out")
     device = next(model.parameters()).device
@@ -123,7 +138,7 @@ def train(
     if isinstance(scheduler, ReduceLROnPlateau):
         raise TypeError("schedule must go by steps alone, and ReduceLROnPlateau wants a metric; choose another")
     state = TrainingState(model, update, scheduler, minibatches.generator, reweighing)
-    with ExitStack() as stack:
+    with modes_kept(model), ExitStack() as stack:
         saved, done = None, 0
         if checkpoint is not None:
             configuration = {
@@ -180,5 +195,4 @@ def train(
                 state.save(saved, steps)
         if reweighing and reweighing.due(steps):
             reweigh(steps, reweighing)
-    model.eval()
     return state.rows
