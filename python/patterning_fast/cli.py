@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,13 +28,19 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=version("patterning_fast"))
     commands = parser.add_subparsers(dest="command", required=True)
+    changes: dict[str, Any] = {
+        "dest": "changes", "action": "append", "default": [], "metavar": "NAME=VALUE",
+        "help": "a setting other than the file's, such as strength=0.3; may be given again for others",
+    }  # fmt: skip
     demo = commands.add_parser("demo", help="the induction recipe, from training to retraining on chosen data")
     demo.add_argument("--out", type=path, default=Path("demo"), help="folder for the results (default: demo)")
     demo.add_argument("--quick", action="store_true", help="every step at toy size: shows that it runs, proves nothing")
+    demo.add_argument("--set", **changes)
     demo.add_argument("--seed", type=int, default=0, help="of weights, minibatches and noise (default: 0)")
     run = commands.add_parser("run", help="a recipe from its file; run again after an interruption, it goes on")
     run.add_argument("recipe", type=path, help="a recipe's TOML file, such as recipes/induction.toml")
     run.add_argument("--out", type=path, help="folder for the results (default: results/NAME)")
+    run.add_argument("--set", **changes)
     run.add_argument("--quick", action="store_true", help="every step at toy size: shows that it runs, proves nothing")
     results = commands.add_parser("results", help="a page of Markdown from the results of recipes")
     results.add_argument("folders", type=path, nargs="+", help="folders that recipes were run into")
@@ -52,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         elif chosen.command == "run":
             from patterning_fast.recipes import recipe
 
-            print(recipe.run_file(chosen.recipe, chosen.out, chosen.quick))
+            print(recipe.run_file(chosen.recipe, chosen.out, chosen.quick, chosen.changes))
         elif chosen.command == "data":
             from patterning_fast.tasks import mini_pile
 
@@ -66,9 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             from patterning_fast.recipes import recipe
 
-            found = recipe.read_recipe(recipe.DEMO, chosen.quick)
+            found = recipe.read_recipe(recipe.DEMO, chosen.quick, chosen.changes)
             found = replace(found, settings=replace(found.settings, seeds=(chosen.seed,)))
-            print(recipe.run(found, chosen.out, "patterning-fast demo" + (" --quick" if chosen.quick else "")))
+            print(recipe.run(found, chosen.out, recipe.command_of("demo", chosen.quick, chosen.changes)))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from the parts that are done", file=sys.stderr)
         return 130

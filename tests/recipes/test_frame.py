@@ -140,6 +140,7 @@ def test_settings_of_every_recipe_fit(path: Path) -> None:
         ),
         ('recipe = "OURS"\ndid_not_work = [1]', "did_not_work must be a list of strings"),
         ('recipe = "OURS"\n# \udcff', "is not TOML: 'utf-8' codec"),
+        ('recipe = "OURS"\nneeds = "torch"', "needs must be a list of strings, got 'torch'"),
     ],
 )
 def test_files_that_are_no_recipe(tmp_path: Path, content: str, message: str) -> None:
@@ -165,6 +166,31 @@ def test_the_recipe_of_the_documentation_runs_as_ours_do(tmp_path: Path, monkeyp
     (tmp_path / "mine.toml").write_text('recipe = "torch"', encoding="utf-8")
     with pytest.raises(ValueError, match=r"torch\.py has the name of the module .*: give it another name"):
         read_recipe(tmp_path / "mine.toml", quick=False)
+
+
+def test_settings_are_changed_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(f'recipe = "{OURS}"\n[settings]\nstrength = 0.2\n[quick]\nheads = 2', encoding="utf-8")
+    made = read_recipe(path, True, ["strength=0.3", "seeds = [1, 2]", "source=found", 'device="cpu"']).settings
+    assert (made.strength, made.seeds, made.source, made.heads) == (0.3, (1, 2), "found", 2)
+    for text, message in (
+        ("strength", "changed by NAME=VALUE, such as strength=0.3, got 'strength'"), ("=3", "changed by NAME=VALUE"),
+        ("charm=3", "there is no setting 'charm'"), ("strength=fast", "strength must be a finite number, got 'fast'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            read_recipe(path, True, [text])
+
+
+def test_what_is_not_installed_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(f'recipe = "{OURS}"\nneeds = ["torch", "charm", "beauty"]', encoding="utf-8")
+    with pytest.raises(ModuleNotFoundError, match="needs charm and beauty, not installed here: pip install charm beau"):
+        read_recipe(path, quick=True)
+    path.write_text(f'recipe = "{OURS}"', encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"pip install 'patterning_fast\[parquet\]'"):
+        run_file(path, tmp_path / "out", quick=True)
+    assert [each.name for each in tmp_path.iterdir()] == ["recipe.toml"]
 
 
 @pytest.mark.parametrize("name", ["..toml", "...toml", ".toml"])

@@ -12,12 +12,13 @@ import platform
 import sys
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib import import_module, invalidate_caches
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -29,6 +30,7 @@ from patterning_fast.durable import clear_partial, put_folder, writing
 from patterning_fast.recipes.findings import summary, write
 from patterning_fast.recipes.pieces import Pieces
 from patterning_fast.report.output import check_output
+from patterning_fast.training.weights_file import parquet
 
 DEMO = Path(__file__).with_name("demo.toml")
 EXPECTED_BYTES = 2**26
@@ -49,32 +51,39 @@ class Recipe:
 
 
 @checked
-def read_recipe(path: Path, quick: bool) -> Recipe:
+def read_recipe(path: Path, quick: bool, changes: Sequence[str] = ()) -> Recipe:
     """The recipe in a TOML file, with the settings of its table `quick` where those are wanted.
 
-    Raises OSError where there is no such file, ValueError where it is not a recipe, or names settings that its module
-    does not have or values of another type.
+    `changes` are settings of one's own, each "NAME=VALUE" with a value as TOML has it, or a string without quotes.
+
+    Raises OSError where there is no such file, ModuleNotFoundError where a package that it needs is not installed,
+    ValueError where it is not a recipe, or names settings that its module does not have or values of another type.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
-    unknown = sorted(content.keys() - {"recipe", "settings", "quick", "did_not_work"})
+    unknown = sorted(content.keys() - {"recipe", "needs", "settings", "quick", "did_not_work"})
     name = content.get("recipe")
     if unknown or not isinstance(name, str):
         raise ValueError(
             f"{path} is not a recipe: it needs recipe = the name of a module, and may have tables [settings] and "
-            "[quick] and a list did_not_work; "
+            "[quick] and lists needs and did_not_work; "
             + (f"it also has {', '.join(unknown)}" if unknown else f"it has recipe = {name!r}")
         )
     tables = [content.get(name, {}) for name in ("settings", "quick")]
-    did_not_work = content.get("did_not_work", [])
+    did_not_work, needs = (content.get(name, []) for name in ("did_not_work", "needs"))
     if not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path}: settings and quick must be tables, [settings] and [quick] with a line for each")
-    if not isinstance(did_not_work, list) or not all(isinstance(each, str) for each in did_not_work):
-        raise ValueError(f"{path}: did_not_work must be a list of strings, got {did_not_work!r}")
+    for key, listed in (("did_not_work", did_not_work), ("needs", needs)):
+        if not isinstance(listed, list) or not all(isinstance(each, str) for each in listed):
+            raise ValueError(f"{path}: {key} must be a list of strings, got {listed!r}")
+    if missing := [each for each in needs if find_spec(each) is None]:
+        raise ModuleNotFoundError(
+            f"{path} needs {' and '.join(missing)}, not installed here: pip install {' '.join(missing)}"
+        )
     module = module_of(path, name)
-    given = tables[0] | (tables[1] if quick else {})
+    given = tables[0] | (tables[1] if quick else {}) | dict(map(change, changes))
     return Recipe(module, settings(path, module.Settings, given), did_not_work)
 
 
@@ -118,6 +127,17 @@ def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
+def change(text: str) -> tuple[str, Any]:
+    """A setting's name and its value, of "NAME=VALUE"; raises ValueError for anything else."""
+    name, equals, value = text.partition("=")
+    if not name.strip().isidentifier() or not equals:
+        raise ValueError(f"a setting is changed by NAME=VALUE, such as strength=0.3, got {text!r}")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
+
+
 def of_type(value: object, wanted: Any) -> Any:
     """A value of TOML as a setting has it; raises TypeError, which says what it must be."""
     if typing.get_origin(wanted) is tuple:
@@ -133,15 +153,22 @@ def of_type(value: object, wanted: Any) -> Any:
 
 
 @checked
-def run_file(path: Path, out: Path | None, quick: bool) -> str:
+def run_file(path: Path, out: Path | None, quick: bool, changes: Sequence[str] = ()) -> str:
     """Run the recipe of a file into the folder `out`, results/NAME if None; a summary for the terminal.
 
     Raises what `read_recipe` and `run` raise.
     """
-    command = f"patterning-fast run {path.as_posix()}" + (" --quick" if quick else "")
+    command = command_of(f"run {quote(path.as_posix())}", quick, changes)
     if out is None and path.stem.startswith("."):
         raise ValueError(f"{path.name} cannot name a folder of results: give the recipe another name, or choose --out")
-    return run(read_recipe(path, quick), out or Path("results") / (path.stem + ("-quick" if quick else "")), command)
+    return run(
+        read_recipe(path, quick, changes), out or Path("results") / (path.stem + ("-quick" if quick else "")), command
+    )
+
+
+def command_of(words: str, quick: bool, changes: Sequence[str]) -> str:
+    """What is typed for a run."""
+    return " ".join(["patterning-fast", words, *["--quick"] * quick, *(f"--set {quote(each)}" for each in changes)])
 
 
 @checked
@@ -160,6 +187,7 @@ def run(recipe: Recipe, out: Path, command: str) -> str:
     }
     on_cpu = getattr(recipe.settings, "device", "cpu") == "cpu"  # processes side by side would share a GPU's memory
     target = out.resolve()
+    parquet()  # refused before the first step where it is not installed
     check_output(target, EXPECTED_BYTES)
     with Pieces(target.with_name(f"{target.name}.parts"), made, at_once=None if on_cpu else 1) as pieces:
         with writing("results", target):

@@ -131,7 +131,7 @@ def parquet() -> tuple[Any, Any]:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(
-            "weights are written by pyarrow, which is not installed: pip install 'patterning_fast[parquet]'"
+            "tables and weights are written by pyarrow, which is not installed: pip install 'patterning_fast[parquet]'"
         ) from error
     return pyarrow, pyarrow.parquet
 
