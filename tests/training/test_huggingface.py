@@ -205,6 +205,7 @@ class Classifier(nn.Module):
 
 
 def logits_loss(model: nn.Module, batch: Batch) -> Tensor:
+    assert isinstance(batch, tuple)
     x, y = batch
     return F.cross_entropy(model(x)["logits"], y, reduction="none")
 

@@ -180,8 +180,10 @@ class Draws:
         """Add that of `weight` times the mean loss, unweighted, on `samples` `[chains, batch]` to the bank."""
         posterior, moving = self.moving.posterior, self.moving
 
+        share = posterior.share_present(self.indices)
+
         def mean_loss(model: nn.Module, batch: Batch, samples: Tensor) -> Tensor:
-            return weight * posterior.loss(model, batch).mean()
+            return weight * posterior.mean_unweighted(model, batch, samples, share)
 
         moving.accumulate_gradients(self.pool, samples, chains, int(moving.tile), mean_loss)
 

@@ -19,7 +19,7 @@ from patterning_fast.engine.suffix import Recorded, Runner, Suffix
 from patterning_fast.engine.workers import Workers
 from patterning_fast.posterior.data import MOST_SAMPLES, check_data, held, sample_count, take, to_device
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch, Data
+from patterning_fast.posterior.losses import Batch, Data, present_in
 
 LOSS_SAMPLES = "samples of L"
 """Name of the evaluation set that is only there for L."""
@@ -43,6 +43,8 @@ class EvaluationSet:
     data: Batch
     columns: slice
     loss_shape: tuple[int, ...]
+    present: Tensor | None = None
+    """Which losses there are, bool `[samples, *loss_shape]`; None for all. Others have no column."""
 
     def losses(
         self,
@@ -62,9 +64,13 @@ class EvaluationSet:
                 def one(moved: Mapping[str, Tensor], batch: Batch = batch, known: Recorded = known) -> Tensor:
                     return runner.run(lambda model: posterior.loss(model, batch), moved, known).flatten()
 
-                losses = on_chains(one, chains, moved, random=posterior.random_loss)
+                losses = self.those_present(on_chains(one, chains, moved, random=posterior.random_loss), here)
                 out[:, at : at + losses.shape[1]] = losses
                 at += losses.shape[1]
+
+    def those_present(self, losses: Tensor, here: slice) -> Tensor:
+        """Of losses `[..., samples · losses a sample]` of some samples, those that are there."""
+        return losses if self.present is None else losses[..., self.present[here].flatten()]
 
     def parts(self) -> list[slice]:
         """The samples, in slices that are evaluated together."""
@@ -74,6 +80,8 @@ class EvaluationSet:
     def coordinates(self) -> dict[str, np.ndarray]:
         """Where each loss comes from: `probe`, `sample` and, for losses per token, `position`."""
         index = np.indices((sample_count(self.data), *self.loss_shape)).reshape(1 + len(self.loss_shape), -1)
+        if self.present is not None:
+            index = index[:, self.present.flatten().cpu().numpy()]
         places = zip(("sample", "position"), index.astype(np.int32), strict=False)
         return {"probe": np.full(index.shape[1], self.name), **dict(places)}
 
@@ -150,8 +158,10 @@ def evaluation_sets(posterior: LocalPosterior, sets: list[tuple[str, Batch]]) ->
     laid_out, start = [], 0
     for name, data in sets:
         shape = posterior.loss_shape(data)
-        stop = start + sample_count(data) * int(np.prod(shape, dtype=int))
-        laid_out.append(EvaluationSet(name, data, slice(start, stop), shape))
+        present = present_in(posterior.loss, data, shape)
+        count = sample_count(data) * int(np.prod(shape, dtype=int)) if present is None else int(present.sum())
+        stop = start + count
+        laid_out.append(EvaluationSet(name, data, slice(start, stop), shape, present))
         start = stop
     return laid_out
 
@@ -167,6 +177,8 @@ def joined(sets: list[EvaluationSet], posterior: LocalPosterior) -> list[Evaluat
         alike = (
             isinstance(last.data, Tensor)
             and isinstance(each.data, Tensor)
+            and last.present is None
+            and each.present is None
             and (last.data.shape[1:], last.data.dtype) == (each.data.shape[1:], each.data.dtype)
             and each.columns.stop - last.columns.start <= EVALUATED_TOGETHER
             and not any(data is posterior.data for data in (last.data, each.data))
@@ -190,15 +202,15 @@ def losses_at_center(
         at = each.columns.start
         with torch.no_grad(), computing_in(precision, losses.device):
             for here in each.parts():
-                values = posterior.loss(posterior.model, take(each.data, here))
+                values = each.those_present(posterior.loss(posterior.model, take(each.data, here)).flatten(), here)
                 losses[at : at + values.numel()] = values.flatten()
                 at += values.numel()
 
     pool.each(one, sets)
     for each in sets:
-        broken = ~torch.isfinite(losses[each.columns]).view(sample_count(each.data), -1).all(1)
-        if bool(broken.any()):
-            samples = broken.nonzero().squeeze(1).tolist()
+        broken = ~torch.isfinite(losses[each.columns]).cpu().numpy()
+        if broken.any():
+            samples = np.unique(each.coordinates()["sample"][broken]).tolist()
             shown = ", ".join(map(str, samples[:10])) + (", ..." if len(samples) > 10 else "")
             raise ValueError(
                 f"{each.name}: the loss at w* is not finite for {len(samples)} samples (at {shown}); "

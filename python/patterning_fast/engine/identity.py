@@ -25,6 +25,7 @@ from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.engine.evaluation import EvaluationSet, Precision
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior.components import Component
+from patterning_fast.posterior.data import parts_of
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Data
 from patterning_fast.samplers.langevin import Sampler
@@ -324,9 +325,11 @@ def digest(tensor: Tensor) -> str:
 
 def digests(data: Data) -> list[str]:
     """One hash for each tensor of the data; of those made on the spot, what they are made from."""
+    if isinstance(data, Mapping):
+        return [f"{name} {digest(each)}" for name, each in data.items()]
     return [
         f"{digest(each.presence)} {len(each)} {each.seed}" if isinstance(each, SparseFeatures) else digest(each)
-        for each in (data if isinstance(data, tuple) else (data,))
+        for each in parts_of(data)
     ]
 
 

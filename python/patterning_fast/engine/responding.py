@@ -163,8 +163,10 @@ class LossGradient:
         if self.indices is not None:
             samples = self.indices[samples]
 
+        share = posterior.share_present(self.indices)
+
         def unweighted(model: nn.Module, batch: Batch, samples: Tensor) -> Tensor:
-            return posterior.loss(model, batch).mean()
+            return posterior.mean_unweighted(model, batch, samples, share)
 
         moving.bank.params.copy_(params)
         moving.accumulate_gradients(pool, samples, range(moving.plan.chains), int(moving.tile), unweighted)

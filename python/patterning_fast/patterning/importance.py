@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import torch
 import xarray as xr
 
 from patterning_fast.arguments import Positive, checked
@@ -85,8 +85,11 @@ def tracked_losses(plan: Plan, tree: xr.DataTree) -> tuple[xr.DataArray, np.ndar
         raise ValueError(f"the traces are of the probes {probes}; sample the posterior's data alone (probes=None)")
     losses = tree[f"/probes/{probes[0]}"].to_dataset()["losses"]
     data = losses.shape[-1]
-    shape = (int(losses["position"].max()) + 1,) if "position" in losses.coords else ()
-    samples = data // math.prod(shape)
+    levels = [name for name in ("sample", "position") if name in losses.coords]
+    places = tuple(losses[name].values for name in levels)
+    samples, *shape = (int(each.max()) + 1 for each in places)
+    present = torch.zeros(samples, *shape, dtype=torch.bool)
+    present[places] = True
     for wrong, what in (
         (int(tree.attrs["items"]) != data, f"{data} losses where the posterior's data have {tree.attrs['items']}"),
         (int(tree.attrs["weighted"]) != 0, "a posterior that had weights already"),
@@ -94,8 +97,8 @@ def tracked_losses(plan: Plan, tree: xr.DataTree) -> tuple[xr.DataArray, np.ndar
     ):
         if wrong:
             raise ValueError(f"the traces are of {what}: sample the posterior that χ is of, all of its data")
-    weights = weights_for(plan.weights, samples, shape)
-    return losses, (weights.double().numpy().ravel() - 1) / data
+    weights = weights_for(plan.weights, samples, tuple(shape), present)[places]
+    return losses, (weights.double().numpy() - 1) / data
 
 
 def weighted_sums(losses: xr.DataArray, phi: np.ndarray, change: np.ndarray, healthy: np.ndarray) -> np.ndarray:

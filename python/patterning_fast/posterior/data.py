@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, overload
 
@@ -14,6 +14,9 @@ from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.plain_torch import without_inference
 from patterning_fast.posterior.losses import Batch, Data, Loss
 
+TOKENS = "input_ids"
+"""The token ids among the tensors of a mapping, by the name that Hugging Face gives them."""
+
 MOST_SAMPLES = 2**20
 """Of data that are made where they are looked at, what is held at once."""
 
@@ -24,13 +27,13 @@ def check_data(name: str, data: Data, model: nn.Module) -> None:
     Token ids are held to what the model says of itself, where it does: attributes `vocabulary` and `context`, or
     Hugging Face's `config.vocab_size` and `config.max_position_embeddings`.
     """
-    tensors = data if isinstance(data, tuple) else (data,)
+    tensors = parts_of(data)
     if not tensors or not all(isinstance(tensor, Tensor | SparseFeatures) for tensor in tensors):
-        raise TypeError(f"{name} must be a tensor or a tuple of tensors, got {type(data).__name__}")
+        raise TypeError(f"{name} must be a tensor, or a tuple or mapping of tensors, got {type(data).__name__}")
     lengths = [0 if isinstance(tensor, Tensor) and not tensor.dim() else len(tensor) for tensor in tensors]
     if len(set(lengths)) > 1:
-        raise ValueError(f"{name}: the tensors of a tuple must agree on the number of samples, got {lengths}")
-    tokens = tensors[0]
+        raise ValueError(f"{name}: its tensors must agree on the number of samples, got {lengths}")
+    tokens = data.get(TOKENS, tensors[0]) if isinstance(data, Mapping) else tensors[0]
     if isinstance(tokens, SparseFeatures):
         return
     if lengths[0] == 0 or tokens.numel() == 0:
@@ -54,7 +57,7 @@ def check_data(name: str, data: Data, model: nn.Module) -> None:
 
 def sample_count(data: Data) -> int:
     """Number of samples; raises ValueError for data that are no samples."""
-    first = data[0] if isinstance(data, tuple) and data else data
+    first = next(iter(parts_of(data)), ())
     if isinstance(first, tuple) or (isinstance(first, Tensor) and not first.dim()):
         raise ValueError("data must be samples along the first dimension, got none; pass at least one, e.g. data[None]")
     return len(first)
@@ -62,8 +65,8 @@ def sample_count(data: Data) -> int:
 
 def bytes_each(data: Data) -> int:
     """Bytes of a sample."""
-    one = take(data, slice(0, 1))
-    return sum(each.numel() * each.element_size() for each in (one if isinstance(one, tuple) else (one,)))
+    one = parts_of(take(data, slice(0, 1)))
+    return sum(each.numel() * each.element_size() for each in one if isinstance(each, Tensor))
 
 
 def take(data: Data, which: Tensor | slice) -> Batch:
@@ -73,8 +76,7 @@ def take(data: Data, which: Tensor | slice) -> Batch:
 
 def held(name: str, data: Data) -> Batch:
     """All samples as tensors; raises ValueError where they are made on the spot, and too many to hold."""
-    parts = data if isinstance(data, tuple) else (data,)
-    if not any(isinstance(each, SparseFeatures) for each in parts):
+    if not any(isinstance(each, SparseFeatures) for each in parts_of(data)):
         return data  # type: ignore[return-value]
     if sample_count(data) > MOST_SAMPLES:
         raise ValueError(
@@ -103,11 +105,18 @@ def to_device(data: Data, device: str) -> Data:
 
 
 def parts_mapped(function: Callable[[Any], Any], data: Data) -> Any:
-    """What `function` makes of each tensor; what comes twice in a tuple is the same twice again."""
-    if not isinstance(data, tuple):
-        return function(data)
-    made = {id(part): function(part) for part in {id(part): part for part in data}.values()}
-    return tuple(made[id(part)] for part in data)
+    """What `function` makes of each tensor; what comes twice is the same twice again."""
+    made = {id(part): function(part) for part in {id(part): part for part in parts_of(data)}.values()}
+    if isinstance(data, Mapping):
+        return {name: made[id(part)] for name, part in data.items()}
+    return tuple(made[id(part)] for part in data) if isinstance(data, tuple) else made[id(data)]
+
+
+def parts_of(data: Data) -> tuple[Tensor | SparseFeatures, ...]:
+    """The tensors that data are made of."""
+    if isinstance(data, Mapping):
+        return tuple(data.values())
+    return data if isinstance(data, tuple) else (data,)
 
 
 def evaluated(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
@@ -123,7 +132,7 @@ def evaluated(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
             f"the loss returned {type(losses).__name__}; it must return a tensor of one loss a sample [batch] or per "
             "token [batch, tokens]"
         )
-    before, after = (part if isinstance(part, tuple) else (part,) for part in (batch, given))
+    before, after = ([part for part in parts_of(each) if isinstance(part, Tensor)] for each in (batch, given))
     if any(not torch.equal(one, other) for one, other in zip(before, after, strict=True)):
         raise ValueError(
             "the loss, or the model, changes its input in place: the data would be others from then on; let it work "

@@ -10,6 +10,7 @@ from patterning_fast.ops.dense_stack import DenseLayer, DenseStack
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component
+from patterning_fast.posterior.data import parts_of
 from patterning_fast.posterior.losses import Batch, Data, Loss
 
 WIDEST = 256
@@ -127,7 +128,7 @@ def dense_stack(
 
 def samples_of(loss: Loss, data: Data, outputs: int) -> tuple[Tensor | SparseFeatures, Tensor | None, Tensor | None]:
     """Inputs, targets and labels; raises NotDense where they do not fit loss and outputs."""
-    device = (data[0] if isinstance(data, tuple) else data).device
+    device = parts_of(data)[0].device
     if device.type not in ("cpu", "cuda") or library.backends("dense_steps", device.type) == ["reference"]:
         raise NotDense(f"the data are on {device}, for which no kernel is built")
     labelled = loss is losses.cross_entropy

@@ -13,7 +13,7 @@ from patterning_fast.arguments import NonNegative, checked
 from patterning_fast.domains import made_by
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
-from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
+from patterning_fast.posterior.losses import Batch, Data, Loss, present_in, weighted_mean
 from patterning_fast.posterior.probing import Probe, few_samples
 from patterning_fast.posterior.weights import shown, weights_for
 
@@ -26,7 +26,8 @@ class LocalPosterior:
     Args:
         model: any nn.Module with float32 parameters. A copy is kept, in eval mode; `model` itself is never touched.
         loss: `loss(model, batch)` to `[batch]` or `[batch, tokens]` in nats, e.g. `pf.losses.next_token`.
-        data: samples along the first dimension: a tensor, or a tuple of tensors such as `(x, y)`; or `SparseFeatures`.
+        data: samples along the first dimension: a tensor, a tuple of tensors such as `(x, y)`, or a mapping of tensors;
+            or `SparseFeatures`.
         n_beta: nβ ≥ 0, inverse temperature times n; 0 is the control that ignores the loss.
         localization: γ ≥ 0, strength of the pull to w*; one of the two must be positive.
         weights: ρ of each sample or token, shaped as the losses of `data`; None for all 1.
@@ -66,7 +67,10 @@ class LocalPosterior:
         self.loss, self.random_loss = loss, random_loss
         shape = self.loss_shape(self.data)
         Probe(self.model, loss, few_samples(self.data)).check(self.moving, random_loss)
-        self.weights = None if weights is None else weights_for(weights, sample_count(data), shape).to(device)
+        present = present_in(loss, data, shape)
+        self.present = None if present is None else present.to(device)
+        """Which losses of the data there are, bool, shaped as they are; None for all."""
+        self.weights = None if weights is None else self.laid_out(weights)
 
     @property
     def device(self) -> torch.device:
@@ -76,6 +80,8 @@ class LocalPosterior:
     @property
     def item_count(self) -> int:
         """n: the samples or tokens that L_n is a mean over."""
+        if self.present is not None:
+            return int(self.present.sum())
         return sample_count(self.data) * math.prod(self.loss_shape(self.data))
 
     def loss_shape(self, data: Data) -> tuple[int, ...]:
@@ -84,12 +90,31 @@ class LocalPosterior:
 
     def mean_loss(self, model: nn.Module, batch: Batch, samples: Tensor) -> Tensor:
         """L_ρ on a minibatch: the mean of ρ·l of the given `samples`, whose data are `batch`."""
-        return weighted_mean(self.loss, model, batch, None if self.weights is None else self.weights[samples])
+        if self.weights is None:
+            return self.mean_unweighted(model, batch, samples, self.share_present())
+        return weighted_mean(self.loss, model, batch, self.weights[samples] / self.share_present())
+
+    def mean_unweighted(self, model: nn.Module, batch: Batch, samples: Tensor, share: float) -> Tensor:
+        """The same without ρ, on samples drawn from some of which a `share` of the losses is present: 1 for all."""
+        factors = None if self.present is None else self.present[samples].to(torch.float32) / share
+        return weighted_mean(self.loss, model, batch, factors)
+
+    def share_present(self, samples: Tensor | None = None) -> float:
+        """The share of the losses of some samples, None for all, that is present."""
+        if self.present is None:
+            return 1.0
+        some = self.present if samples is None else self.present[samples]
+        return float(some.mean(dtype=torch.float64))
+
+    def laid_out(self, weights: Tensor | xr.DataArray) -> Tensor:
+        """ρ shaped as the losses of the data."""
+        shape = self.loss_shape(self.data)
+        return weights_for(weights, sample_count(self.data), shape, self.present).to(self.device)
 
     def reweighted(self, weights: Tensor | xr.DataArray) -> LocalPosterior:
         """The same posterior with weights ρ; model and data are shared."""
         same = copy.copy(self)
-        same.weights = weights_for(weights, sample_count(self.data), self.loss_shape(self.data)).to(self.device)
+        same.weights = self.laid_out(weights)
         return same
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -10,18 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patterning_fast import ops
-from patterning_fast.arguments import explained
+from patterning_fast.arguments import checked, explained
 from patterning_fast.domains import Holds, Mend
 from patterning_fast.ops.sparse_features import SparseFeatures
 from patterning_fast.posterior.decoders import LogitFactors, logit_factors
 
-Batch = Tensor | tuple[Tensor, ...]
-"""Samples along the first dimension; a tuple for inputs with targets, e.g. `(x, y)`."""
+Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+"""Samples along the first dimension; a tuple for inputs with targets, e.g. `(x, y)`; a mapping for named tensors."""
 
-Data = Tensor | SparseFeatures | tuple[Tensor | SparseFeatures, ...]
+Data = Tensor | SparseFeatures | tuple[Tensor | SparseFeatures, ...] | Mapping[str, Tensor]
 """What batches are taken from."""
 
 Loss = Callable[[nn.Module, Batch], Tensor]
+"""May have an attribute `present`, which says which of its values are data: see `masked`."""
+
+OF_LANGUAGE_MODELS = ("input_ids", "attention_mask", "labels")
+"""What `causal_lm` knows of a batch."""
+
+NO_LABEL = -100
 
 Probes = Annotated[Mapping[str, Data], Mend("name each set of samples: probes={'name': samples}"), Holds(1)]
 """Samples by name, whose losses are tracked."""
@@ -37,15 +44,120 @@ def next_token(model: nn.Module, batch: Batch) -> Tensor:
     logits.
     """
     tokens, labels = inputs_and_labels(batch)
+    return cross_entropies("next_token", model, tokens, labels)
+
+
+def cross_entropies(loss: str, model: nn.Module, tokens: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy `[batch, T]` of labels `[batch · T]`, from tokens `[batch, T]`."""
     factors = flat_factors(model, tokens)
     if factors is not None:
         losses = ops.linear_cross_entropy(
             factors.hidden, factors.unembedding, labels, offset=factors.offset, offset_scale=factors.offset_scale
         )
     else:
-        logits = output_of("next_token", "logits [batch, T, vocabulary]", model, tokens)
+        logits = output_of(loss, "logits [batch, T, vocabulary]", model, tokens)
         losses = F.cross_entropy(logits.flatten(0, -2), labels, reduction="none")
     return losses.view(tokens.shape)
+
+
+@explained
+def causal_lm(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross entropy of each next token of a batch as Hugging Face has it: `input_ids` `[batch, T + 1]` to `[batch, T]`.
+
+    `labels`, where given, are what is to be predicted: those of -100 have no loss. Without them the tokens are, and
+    those that `attention_mask` leaves out have no loss. What has no loss is no data: it is absent from L, from χ and
+    from weights (see `masked`). Samples must be padded on the right, where padding changes nothing before it.
+
+    Raises TypeError for a batch without `input_ids`, or with other names; ValueError for padding on the left.
+    """
+    tokens, labels = labelled(batch)
+    losses = cross_entropies("causal_lm", model, tokens, labels)
+    return torch.where(predicted(batch), losses, 0.0)
+
+
+def predicted(batch: Batch) -> Tensor:
+    """Which next tokens of a batch of `causal_lm` are data, bool `[batch, T]`."""
+    named = as_named(batch)
+    if "labels" in named:
+        return named["labels"][:, 1:] != NO_LABEL
+    if "attention_mask" not in named:
+        return torch.ones_like(named["input_ids"][:, 1:], dtype=torch.bool)
+    mask = named["attention_mask"].bool()
+    return mask[:, 1:] & mask[:, :-1]
+
+
+def predicted_of_all(data: Data) -> Tensor:
+    """`predicted`; raises ValueError for samples that are padded on the left."""
+    mask = as_named(data).get("attention_mask")  # type: ignore[arg-type]
+    if mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
+        raise ValueError(
+            "causal_lm: attention_mask has padding before tokens; pad on the right (tokenizer.padding_side = 'right'), "
+            "where a causal model needs no mask"
+        )
+    return predicted(data)  # type: ignore[arg-type]
+
+
+causal_lm.present = predicted_of_all  # type: ignore[attr-defined]
+
+
+def labelled(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Tokens to predict from `[batch, T]`, and labels `[batch · T]`, 0 where there are none."""
+    named = as_named(batch)
+    labels = named.get("labels", named["input_ids"])[:, 1:]
+    return named["input_ids"][:, :-1], labels.clamp(min=0).flatten().long().contiguous()
+
+
+def as_named(batch: Batch) -> Mapping[str, Tensor]:
+    """A batch of `causal_lm`; raises TypeError for others."""
+    if not isinstance(batch, Mapping) or "input_ids" not in batch or set(batch) - set(OF_LANGUAGE_MODELS):
+        given = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise TypeError(
+            f"causal_lm takes a mapping of input_ids and, where there are any, attention_mask and labels, "
+            f"got {given}; for token ids alone take next_token"
+        )
+    return batch
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A loss per token, and which tokens are data. See `masked`."""
+
+    loss: Loss
+    present: Callable[[Batch], Tensor]
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        return torch.where(self.present(batch), self.loss(model, batch), 0.0)
+
+
+@checked
+def masked(loss: Loss, present: Callable[[Batch], Tensor]) -> Masked:
+    """A loss some of whose positions are no data, such as padding.
+
+    Args:
+        loss: `loss(model, batch)` to `[batch, tokens]`.
+        present: from a batch to which of its losses are data, bool `[batch, tokens]`; of the batch alone, e.g.
+            `lambda batch: batch["attention_mask"][:, 1:].bool()`.
+
+    The others are absent from L, which is a mean over those that are there, from the columns of χ, and from weights.
+    """
+    return Masked(loss, present)
+
+
+def present_in(loss: Loss, data: Data, shape: tuple[int, ...]) -> Tensor | None:
+    """Which losses of data are there, bool `[samples, *shape]`; None where all are.
+
+    Raises TypeError or ValueError where a loss says it in another form, or none is.
+    """
+    tell: Callable[[Data], Tensor] | None = getattr(loss, "present", None)
+    if tell is None:
+        return None
+    found = tell(data)
+    if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape[1:] != shape:
+        got = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise TypeError(f"a loss must say which of its values are data by a bool tensor [batch, tokens], got {got}")
+    if not bool(found.any()):
+        raise ValueError("no position of the data has a loss: all are masked, or have the label -100")
+    return None if bool(found.all()) else found
 
 
 def output_of(loss: str, wanted: str, model: nn.Module, inputs: Tensor) -> Tensor:
@@ -81,13 +193,21 @@ def flat_factors(model: nn.Module, tokens: Tensor) -> LogitFactors | None:
     )
 
 
+def inputs_and_targets(loss: str, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The two tensors of a batch."""
+    if isinstance(batch, Mapping):
+        raise TypeError(f"{loss} takes a pair (x, y), got a mapping of {', '.join(batch)}; pass the two as a tuple")
+    x, y = batch
+    return x, y
+
+
 @explained
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     """Cross entropy of class logits: `(x, classes [batch])` to `[batch]`.
 
     `model` maps x to logits, or to an object that has them as `logits`, as classifiers of Hugging Face do.
     """
-    x, classes = batch
+    x, classes = inputs_and_targets("cross_entropy", batch)
     logits = output_of("cross_entropy", "logits [batch, classes]", model, x)
     return F.cross_entropy(logits, classes, reduction="none")
 
@@ -95,14 +215,25 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
 @explained
 def squared_error(model: nn.Module, batch: Batch) -> Tensor:
     """½|model(x) − y|² of each sample: `(x, y)` to `[batch]`; `model` may return an object with `logits`."""
-    x, y = batch
+    x, y = inputs_and_targets("squared_error", batch)
     return 0.5 * (output_of("squared_error", "a tensor shaped as y", model, x) - y).square().flatten(1).sum(1)
+
+
+INPUTS_AND_LABELS: dict[Loss, Callable[[Batch], tuple[Tensor, Tensor]]] = {
+    next_token: inputs_and_labels, causal_lm: labelled,
+}  # fmt: skip
+"""Losses that are the cross entropy of next tokens: what is predicted from what."""
+
+
+def is_of_tokens(loss: Loss) -> bool:
+    """Whether a loss is one of these, itself."""
+    return any(loss is each for each in INPUTS_AND_LABELS)
 
 
 @explained
 def weighted_mean(loss: Loss, model: nn.Module, batch: Batch, weights: Tensor | None) -> Tensor:
     """Mean of ρ·l over a batch, a 0-d tensor to differentiate; `weights` ρ are shaped as the losses, None for all 1."""
-    tokens, labels = inputs_and_labels(batch) if loss is next_token else (None, None)
+    tokens, labels = INPUTS_AND_LABELS[loss](batch) if is_of_tokens(loss) else (None, None)
     factors = None if tokens is None else flat_factors(model, tokens)
     if labels is not None and factors is not None:
         # The weights are known, so that the logits are made only once for losses and gradient.

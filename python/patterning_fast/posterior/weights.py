@@ -18,8 +18,10 @@ SHOWN = 5
 """Names an error lists before it only counts them."""
 
 
-def weights_for(weights: Tensor | xr.DataArray, samples: int, loss_shape: tuple[int, ...]) -> Tensor:
-    """ρ as float32 `[samples]` or `[samples, tokens]`, shaped as the losses it multiplies.
+def weights_for(
+    weights: Tensor | xr.DataArray, samples: int, loss_shape: tuple[int, ...], present: Tensor | None = None
+) -> Tensor:
+    """ρ as float32 `[samples]` or `[samples, tokens]`, shaped as the losses it multiplies; 0 where none is `present`.
 
     Weights with coordinates `sample` (and `position`) go where these say, in whatever order they come; tensors, and
     arrays without coordinates, are taken as they lie. Weights of samples hold for all tokens of a sample.
@@ -31,7 +33,8 @@ def weights_for(weights: Tensor | xr.DataArray, samples: int, loss_shape: tuple[
     shape = (samples, *loss_shape)
     if isinstance(weights, xr.DataArray):
         one_probe(weights)
-        values = placed(weights, shape) if "sample" in weights.coords else in_order(weights)
+        there = None if present is None else present.cpu().numpy()
+        values = placed(weights, shape, there) if "sample" in weights.coords else in_order(weights)
         tensor = torch.from_numpy(values.astype(np.float32))
     else:
         tensor = without_inference(weights.detach().to(torch.float32))
@@ -42,8 +45,11 @@ def weights_for(weights: Tensor | xr.DataArray, samples: int, loss_shape: tuple[
             f"weights of shape {list(tensor.shape)} do not fit the data, whose losses have shape {list(shape)}: "
             "they must come from a plan on this very data"
         )
+    tensor = tensor.view(shape)
+    if present is not None:
+        tensor = torch.where(present.to(tensor.device), tensor, 0.0)
     check_values(tensor)
-    return tensor.view(shape)
+    return tensor
 
 
 def one_probe(weights: xr.DataArray) -> None:
@@ -63,8 +69,13 @@ def check_values(weights: Tensor) -> None:
         raise ValueError(f"weights must have a positive sum, got {float(weights.sum(dtype=torch.float64)):.6g}")
 
 
-def placed(weights: xr.DataArray, shape: tuple[int, ...]) -> npt.NDArray[np.floating]:
-    """The values where their coordinates say: one for each sample, or one for each token, of `shape`."""
+def placed(
+    weights: xr.DataArray, shape: tuple[int, ...], present: npt.NDArray[np.bool_] | None = None
+) -> npt.NDArray[np.floating]:
+    """The values where their coordinates say: one for each sample, or one for each token, of `shape`.
+
+    Tokens that are not `present` need none, and get 0.
+    """
     names = ["sample", *(["position"] if "position" in weights.coords else [])]
     if len(names) > len(shape):
         raise ValueError(
@@ -84,7 +95,8 @@ def placed(weights: xr.DataArray, shape: tuple[int, ...]) -> npt.NDArray[np.floa
     at = np.ravel_multi_index(places, grid)
     times = np.bincount(at, minlength=int(np.prod(grid)))
     items = "tokens" if "position" in names else "samples"
-    for amiss, what in ((times == 0, "miss"), (times > 1, "give more than once")):
+    needed = np.ones(grid, dtype=bool) if present is None or len(grid) < 2 else present
+    for amiss, what in (((times == 0) & needed.ravel(), "miss"), (times > 1, "give more than once")):
         if amiss.any():
             first = zip(names, np.unravel_index(int(amiss.argmax()), grid), strict=True)
             raise ValueError(
@@ -92,7 +104,7 @@ def placed(weights: xr.DataArray, shape: tuple[int, ...]) -> npt.NDArray[np.floa
                 f"{', '.join(f'{name} {number}' for name, number in first)}: "
                 "they must come from a plan on this very data"
             )
-    result = np.empty(grid, dtype=np.float64)
+    result = np.zeros(grid, dtype=np.float64)
     result.ravel()[at] = weights.values.ravel()
     return result
 

@@ -59,8 +59,10 @@ def metasmoothness(
             weight_decay=weight_decay, optimizer=optimizer,
         )  # fmt: skip
         samples, *shape = training.rho.shape[1:]
-        rho = weights_for(weights, samples, tuple(shape)).to(training.rho)
-        training.rho = training.rho + part * (rho / rho.mean() - training.rho)
+        present = training.rho[0] != 0
+        rho = weights_for(weights, samples, tuple(shape), present).to(training.rho)
+        drawn = rho[present.view(samples, -1).any(1)]
+        training.rho = training.rho + part * (rho / drawn.mean() - training.rho)
         training.run()
         ends.append(torch.stack([values_at_center(model, outcomes) for model in copies], 1).double().numpy())
     first, second = np.diff(np.stack(ends), axis=0)

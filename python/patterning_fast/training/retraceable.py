@@ -18,7 +18,7 @@ from patterning_fast.callbacks import calling
 from patterning_fast.engine.memory import check_fits
 from patterning_fast.plain_torch import check_trainable
 from patterning_fast.posterior.data import bytes_each, check_data, loss_shape, sample_count, take
-from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.posterior.losses import Batch, Loss, present_in
 from patterning_fast.posterior.weights import weights_for
 from patterning_fast.training.loss_of import LossOf
 from patterning_fast.training.minibatches import Minibatches
@@ -200,7 +200,9 @@ def retraceable(
     check_data("data", data, models[0])
     check_fits({"batch_size": batch_size * len(models) * (8 * steps + bytes_each(data))})
     shape, samples = loss_shape(models[0], loss, data), sample_count(data)
-    rho = torch.ones(samples, *shape, dtype=torch.float32) if weights is None else weights_for(weights, samples, shape)
+    present = present_in(loss, data, shape)
+    ones = torch.ones(samples, *shape, dtype=torch.float32)
+    rho = weights_for(ones if weights is None else weights, samples, shape, present)
     minibatches = [Minibatches(samples, rho, "loss", batch_size, seed) for seed in seeds]
     scaled = minibatches[0].loss_weights
     assert scaled is not None

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
 import xarray as xr
-from torch import Tensor, bfloat16, float16, nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -27,7 +28,7 @@ from patterning_fast.posterior.data import (
     take,
     to_device,
 )  # fmt: skip
-from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.posterior.losses import Batch, Loss, present_in
 from patterning_fast.posterior.weights import shown, weights_for
 from patterning_fast.progress import progress_bar
 from patterning_fast.training.minibatches import Minibatches, Weighting
@@ -112,7 +113,7 @@ def train(
     check_data("data", data, model)
     if not any(True for _ in model.parameters()):
         raise ValueError(f"model must have parameters, got {type(model).__name__} without; pass one to be trained")
-    if half := [name for name, each in model.named_parameters() if each.dtype in (bfloat16, float16)]:
+    if half := [name for name, each in model.named_parameters() if each.dtype in (torch.bfloat16, torch.float16)]:
         raise TypeError(
             f"parameters must be float32, and {shown(half)} are of half precision; use model.float(), and "
             "precision='bfloat16' for fast matrix products"
@@ -124,9 +125,12 @@ def train(
     samples = sample_count(data)
     check_fits({"batch_size": batch_size * (8 + bytes_each(data))})
     shape = loss_shape(model, loss, data)
+    present = present_in(loss, data, shape)
 
     def laid_out(weights: Tensor | xr.DataArray | None) -> Tensor | None:
-        return None if weights is None else weights_for(weights, samples, shape).to(device)
+        if weights is None:
+            return None if present is None else present.to(device, torch.float32)
+        return weights_for(weights, samples, shape, present).to(device)
 
     rho = laid_out(weights)
     minibatches = Minibatches(samples, rho, weighting, batch_size, seed)

@@ -17,7 +17,7 @@ from patterning_fast.arguments import checked
 from patterning_fast.durable import put, writing
 from patterning_fast.engine.identity import differences, digest
 from patterning_fast.patterning.plan import Plan
-from patterning_fast.posterior.data import sample_count
+from patterning_fast.posterior.data import parts_of, sample_count
 from patterning_fast.posterior.losses import Batch
 from patterning_fast.posterior.weights import check_values, one_probe, placed, shown
 
@@ -146,7 +146,7 @@ def identity(data: Batch) -> dict[str, Any]:
 
 def tensors(data: Batch) -> tuple[Tensor, ...]:
     """The data's tensors; raises ValueError where they are no samples."""
-    parts = data if isinstance(data, tuple) else (data,)
+    parts = tuple(each for each in parts_of(data) if isinstance(each, Tensor))
     shapes = [list(each.shape) for each in parts]
     if not parts or any(not each.dim() or not each.numel() or len(each) != len(parts[0]) for each in parts):
         raise ValueError(
