@@ -32,6 +32,7 @@ from patterning_fast.patterning.targets import InfeasibleTargetError, between_so
 from patterning_fast.patterning.verification import verify
 from patterning_fast.posterior import losses
 from patterning_fast.posterior.components import Component, attention_heads, component, layers
+from patterning_fast.posterior.gathering import as_data
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.naming import components
 from patterning_fast.posterior.preview import preview
@@ -69,6 +70,7 @@ __all__ = [
     "TrainerLoss",
     "UnsettledWarning",
     "aggregate",
+    "as_data",
     "attention_heads",
     "between_solutions",
     "calibrate",
