@@ -2,4 +2,5 @@
 
 from patterning_fast.cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    raise SystemExit(main())

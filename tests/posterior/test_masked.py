@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import patterning_fast as pf
 from patterning_fast.engine.blindness import GaussianBall
-from patterning_fast.posterior.losses import present_in
+from patterning_fast.posterior.data import present_in
 from tests.decoders import decoder
 from tests.models import CONTEXT, language_model, tokens
 

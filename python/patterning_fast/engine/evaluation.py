@@ -17,9 +17,9 @@ from patterning_fast.domains import shown
 from patterning_fast.engine.recording import recalled
 from patterning_fast.engine.suffix import Recorded, Runner, Suffix
 from patterning_fast.engine.workers import Workers
-from patterning_fast.posterior.data import MOST_SAMPLES, check_data, held, sample_count, take, to_device
+from patterning_fast.posterior.data import MOST_SAMPLES, check_data, held, present_in, sample_count, take, to_device
 from patterning_fast.posterior.local_posterior import LocalPosterior
-from patterning_fast.posterior.losses import Batch, Data, present_in
+from patterning_fast.posterior.losses import Batch, Data
 
 LOSS_SAMPLES = "samples of L"
 """Name of the evaluation set that is only there for L."""

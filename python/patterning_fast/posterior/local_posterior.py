@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from patterning_fast.arguments import NonNegative, checked
 from patterning_fast.domains import made_by
 from patterning_fast.plain_torch import plain_torch
-from patterning_fast.posterior.data import check_data, loss_shape, sample_count, to_device
-from patterning_fast.posterior.losses import Batch, Data, Loss, present_in, weighted_mean
+from patterning_fast.posterior.data import check_data, loss_shape, present_in, sample_count, to_device
+from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
 from patterning_fast.posterior.probing import Probe, few_samples
 from patterning_fast.posterior.weights import shown, weights_for
 

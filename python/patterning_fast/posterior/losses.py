@@ -143,23 +143,6 @@ def masked(loss: Loss, present: Callable[[Batch], Tensor]) -> Masked:
     return Masked(loss, present)
 
 
-def present_in(loss: Loss, data: Data, shape: tuple[int, ...]) -> Tensor | None:
-    """Which losses of data are there, bool `[samples, *shape]`; None where all are.
-
-    Raises TypeError or ValueError where a loss says it in another form, or none is.
-    """
-    tell: Callable[[Data], Tensor] | None = getattr(loss, "present", None)
-    if tell is None:
-        return None
-    found = tell(data)
-    if not isinstance(found, Tensor) or found.dtype != torch.bool or found.shape[1:] != shape:
-        got = f"{found.dtype} of shape {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise TypeError(f"a loss must say which of its values are data by a bool tensor [batch, tokens], got {got}")
-    if not bool(found.any()):
-        raise ValueError("no position of the data has a loss: all are masked, or have the label -100")
-    return None if bool(found.all()) else found
-
-
 def output_of(loss: str, wanted: str, model: nn.Module, inputs: Tensor) -> Tensor:
     """What a model returns, or its `logits` where it returns an object that has them."""
     output = model(inputs)

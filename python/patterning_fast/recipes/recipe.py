@@ -166,6 +166,7 @@ def run_file(path: Path, out: Path | None, quick: bool, changes: Sequence[str] =
     )
 
 
+@checked
 def command_of(words: str, quick: bool, changes: Sequence[str]) -> str:
     """What is typed for a run."""
     return " ".join(["patterning-fast", words, *["--quick"] * quick, *(f"--set {quote(each)}" for each in changes)])

@@ -17,8 +17,8 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from patterning_fast.callbacks import calling
 from patterning_fast.engine.memory import check_fits
 from patterning_fast.plain_torch import check_trainable
-from patterning_fast.posterior.data import bytes_each, check_data, loss_shape, sample_count, take
-from patterning_fast.posterior.losses import Batch, Loss, present_in
+from patterning_fast.posterior.data import bytes_each, check_data, loss_shape, present_in, sample_count, take
+from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import weights_for
 from patterning_fast.training.loss_of import LossOf
 from patterning_fast.training.minibatches import Minibatches

@@ -24,11 +24,12 @@ from patterning_fast.posterior.data import (
     check_data,
     loss_shape,
     modes_kept,
+    present_in,
     sample_count,
     take,
     to_device,
-)  # fmt: skip
-from patterning_fast.posterior.losses import Batch, Loss, present_in
+)
+from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import shown, weights_for
 from patterning_fast.progress import progress_bar
 from patterning_fast.training.minibatches import Minibatches, Weighting
