@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from torch import nn
 
 import patterning_fast as pf
 from patterning_fast.short import listed
 from tests.models import language_model, tokens
+from tests.truth.linear_regression import linear_regression
 
 pytestmark = pytest.mark.filterwarnings("ignore:χ of .* is geometry of a Gaussian ball")
 
@@ -62,3 +64,27 @@ def test_attributes_are_what_every_format_holds(posterior: pf.LocalPosterior, st
 def test_few_of_many_are_listed() -> None:
     assert listed(["a", "b"]) == "a, b"
     assert listed(list("abcdef")) == "a, b, c, d and 2 more"
+
+
+@pytest.mark.parametrize("engine", ["torch", "native"])
+def test_loggers_are_told_of_every_draw(posterior: pf.LocalPosterior, engine: str) -> None:
+    """Of those that are kept, in order, with the means that `diagnostics` has."""
+    if engine == "native":
+        problem = linear_regression(1)
+        posterior = problem.posterior(nn.Sequential(problem.model()))
+    told: dict[int, dict[str, float]] = {}
+    kept = SAMPLING | {"burn_in": 3, "draws": 5}
+    found = pf.sample(posterior, pf.SGLD(1e-3), engine=engine, on_draw=told.__setitem__, **kept)  # type: ignore[arg-type]
+    assert list(told) == list(range(5))
+    traces = found.diagnostics()
+    for draw, numbers in told.items():
+        for name in ("phi", "distance"):
+            expected = float(traces[name].sel(component="full").isel(draw=draw).mean())
+            assert numbers[f"full/{name}"] == pytest.approx(expected, rel=1e-6)
+
+    def broken(draw: int, numbers: dict[str, float]) -> None:
+        raise OSError("no such host")
+
+    with pytest.raises(OSError, match="no such host") as caught:
+        pf.sample(posterior, pf.SGLD(1e-3), on_draw=broken, **kept)
+    assert "sample: on_draw failed" in caught.value.__notes__[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from patterning_fast.arguments import Bytes, Count, NonNegative, Positive, Seed, Whole, checked
+from patterning_fast.callbacks import calling
 from patterning_fast.chains.plan import ChainPlan, Setting, chain_plan
 from patterning_fast.engine.blindness import twin
 from patterning_fast.engine.checkpoint import Checkpoint
 from patterning_fast.engine.controlled_ensemble import check_control_variates, controlled_ensemble
 from patterning_fast.engine.curvature import at_center, at_draws, probing
+from patterning_fast.engine.ensemble import Ensemble
 from patterning_fast.engine.evaluation import (
     EvaluationSet,
     Precision,
@@ -48,6 +50,9 @@ from patterning_fast.posterior.losses import Data, Probes
 from patterning_fast.posterior.observables import Observable, Observables, values_at_center
 from patterning_fast.progress import progress_bar
 from patterning_fast.samplers.langevin import Sampler
+
+OnDraw = Callable[[int, dict[str, float]], object]
+"""Told of a draw: its number, and numbers by name."""
 
 UNTOLD = {"sampler", "torch", "patterning_fast"}
 """Attributes that are no part of a run's configuration: an identity has sections of their own for them."""
@@ -89,6 +94,7 @@ def sample(
     error: Error | None = None,
     max_draws: Count = 100_000,
     max_seconds: Positive | None = None,
+    on_draw: OnDraw | None = None,
     progress: bool = True,
 ) -> Statistics:
     """Sample the posterior restricted to each component; stream co-moments of its observable and the probes' losses.
@@ -137,6 +143,8 @@ def sample(
             those named.
         max_draws, max_seconds: draws or time at which to stop in any case; None for no end. A warning then says what
             was reached; with `checkpoint`, a call with more goes on.
+        on_draw: called after every draw that is kept with its number and, as "NAME/phi" and "NAME/distance" of every
+            component, means over chains that have not diverged: what a logger of metrics takes.
         progress: show a progress bar with the time left.
 
     Raises:
@@ -161,8 +169,9 @@ def sample(
             raise ValueError("traces are of a given number of draws: leave out traces, or reliability and error")
         until = Until(goal, names, max_draws, math.inf if max_seconds is None else max_seconds)
     (statistics,) = sample_settings(
-        posterior, sampler, (setting,), components, probes, observables, loss_samples, options, keeping, progress, until
-    )
+        posterior, sampler, (setting,), components, probes, observables, loss_samples, options, keeping, progress,
+        until, on_draw,
+    )  # fmt: skip
     tile = None if statistics.attrs["engine"] == "native" else statistics.attrs["tile"]
     ball = twin(posterior, sampler, statistics.plan.components, probes, loss_samples, options, tile)
     warn_of_clipping(sampler, statistics.bias)
@@ -181,6 +190,7 @@ def sample_settings(
     keeping: Keeping,
     progress: bool,
     until: Until | None = None,
+    on_draw: OnDraw | None = None,
 ) -> list[Statistics]:
     """`sample` at several settings in one bank; the statistics of each."""
     resolved = resolve_components(posterior.model, components, posterior.moving)
@@ -269,6 +279,8 @@ def sample_settings(
         while True:
             while done < moving.options.total_draws:
                 number = run.advance(pool, done)
+                if on_draw:
+                    tell(on_draw, moving, done, number)
                 done += number
                 run.seconds.fill_(time.monotonic() - started)
                 if saved and (saved.due() or done == moving.options.total_draws):
@@ -302,6 +314,20 @@ def sample_settings(
     attrs |= {"tile": int(moving.tile), "engine": moving.engine, "seconds": float(run.seconds)}
     attrs |= saved.attrs if saved else {}
     return [gathered(asdict(setting) | attrs, at, biases[at]) for at, setting in enumerate(settings)]
+
+
+def tell(on_draw: OnDraw, moving: Ensemble, done: int, number: int) -> None:
+    """Tell the user's function of the draws just made, those of burn-in left out."""
+    plan, traces, begun = moving.plan, moving.traces, moving.options.burn_in
+    healthy = ~traces.diverged
+    for draw in range(max(0, done - begun), done - begun + number):
+        found = {}
+        for at, component in enumerate(plan.components):
+            rows = slice(at * plan.chains, (at + 1) * plan.chains)
+            for name, values in (("phi", traces.phi), ("distance", traces.distance)):
+                found[f"{component.name}/{name}"] = float(values[rows, draw][healthy[rows]].double().mean())
+        with calling("sample: on_draw", "take the number of a draw and a dictionary of numbers"):
+            on_draw(draw, found)
 
 
 def open_folders(
