@@ -238,6 +238,7 @@ def test_decoders_of_hugging_face(name: str) -> None:
         (lambda: {name: each.flip(1) for name, each in padded().items()}, ValueError, "pad on the right"),
         (lambda: padded() | {"labels": torch.full_like(tokens(), -100)}, ValueError, "no position of the data has a"),
         (lambda: padded() | {"attention_mask": torch.ones(3, CONTEXT + 1)}, ValueError, "agree on the number of sampl"),
+        (lambda: padded() | {"labels": torch.full_like(tokens(), -1)}, ValueError, "labels must be token ids, or -100"),
         (lambda: {"input_ids": tokens() + 1000}, ValueError, "outside the model's vocabulary"),
         (lambda: {}, TypeError, "data must be a tensor, or a tuple or mapping of tensors"),
     ],

@@ -68,7 +68,8 @@ def causal_lm(model: nn.Module, batch: Batch) -> Tensor:
     those that `attention_mask` leaves out have no loss. What has no loss is no data: it is absent from L, from χ and
     from weights (see `masked`). Samples must be padded on the right, where padding changes nothing before it.
 
-    Raises TypeError for a batch without `input_ids`, or with other names; ValueError for padding on the left.
+    Raises TypeError for a batch without `input_ids`, or with other names; ValueError for padding on the left, and for
+    labels that are neither token ids nor -100.
     """
     tokens, labels = labelled(batch)
     losses = cross_entropies("causal_lm", model, tokens, labels)
@@ -87,8 +88,12 @@ def predicted(batch: Batch) -> Tensor:
 
 
 def predicted_of_all(data: Data) -> Tensor:
-    """`predicted`; raises ValueError for samples that are padded on the left."""
-    mask = as_named(data).get("attention_mask")  # type: ignore[arg-type]
+    """`predicted`; raises ValueError for samples that are padded on the left, and labels that mean nothing."""
+    named = as_named(data)  # type: ignore[arg-type]
+    labels, mask = named.get("labels"), named.get("attention_mask")
+    if labels is not None and bool(((labels < 0) & (labels != NO_LABEL)).any()):
+        lowest = int(labels[labels != NO_LABEL].min())
+        raise ValueError(f"causal_lm: labels must be token ids, or {NO_LABEL} where there are none, got {lowest}")
     if mask is not None and bool((mask[:, 1:] > mask[:, :-1]).any()):
         raise ValueError(
             "causal_lm: attention_mask has padding before tokens; pad on the right (tokenizer.padding_side = 'right'), "
@@ -112,7 +117,7 @@ def as_named(batch: Batch) -> Mapping[str, Tensor]:
     if not isinstance(batch, Mapping) or "input_ids" not in batch or set(batch) - set(OF_LANGUAGE_MODELS):
         given = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
         raise TypeError(
-            f"causal_lm takes a mapping of input_ids and, where there are any, attention_mask and labels, "
+            "causal_lm takes a mapping of input_ids and, where there are any, attention_mask and labels, "
             f"got {given}; for token ids alone take next_token"
         )
     return batch

@@ -40,7 +40,7 @@ Found = dict[str, Tensor | None]
 def components(model: nn.Module, *names: str, **unions: Sequence[str]) -> dict[str, Component]:
     """Components by name, for any number of names; and by keyword, the union of several names.
 
-    `pf.components(model, "l0h1", "l1 mlp", "heads", biases=["l0 attn.bias", "*.bias"])`. Names are
+    `pf.components(model, "l0h1", "l1 mlp", "heads", ends=["embed", "unembed"])`. Names are
 
     - "full": all that may move. "heads", "layers": every head, every layer, a component each.
     - "l0h1": a head, see `attention_heads`. "l0g1": the heads of a layer that share keys and values number 1.
