@@ -175,7 +175,8 @@ def attention_head_parameters(model: nn.Module) -> HeadParameters | None:
         return None
     found: HeadParameters = {}
     for layer, name in layers.items():
-        found |= heads_of(model, {layer: name}, heads_of_torch(model.get_submodule(name)))
+        attention: Any = model.get_submodule(name)
+        found |= heads_of(model, {layer: name}, heads_of_torch(attention))
     return found
 
 
@@ -217,9 +218,8 @@ def heads_of_family(model: nn.Module, family: Family, first: str) -> list[dict[s
     return heads
 
 
-def heads_of_torch(attention: nn.Module) -> list[dict[str, Tensor]]:
+def heads_of_torch(attention: nn.MultiheadAttention) -> list[dict[str, Tensor]]:
     """Flat indices of each head of an nn.MultiheadAttention; raises ValueError where keys have a width of their own."""
-    assert isinstance(attention, nn.MultiheadAttention)
     if attention.in_proj_weight is None:
         raise ValueError(
             "an nn.MultiheadAttention with kdim or vdim keeps queries, keys and values apart; build its heads with "

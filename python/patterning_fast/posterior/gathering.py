@@ -92,7 +92,7 @@ def padded(columns: Mapping[str, Any]) -> dict[str, Tensor]:
                 "out by columns="
             )
         rows = [torch.as_tensor(each) for each in values]
-        lengths[name] = torch.tensor([len(each) for each in rows])
+        lengths[name] = torch.tensor([len(each) for each in rows], dtype=torch.int64)
         found[name] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING[name])
     if TOKENS in lengths and MASK not in found:
         found[MASK] = (torch.arange(found[TOKENS].shape[1]) < lengths[TOKENS][:, None]).long()

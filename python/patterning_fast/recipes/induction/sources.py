@@ -245,7 +245,9 @@ def by_influence(scene: Scene) -> Values:
     wanted = gradient(strings.observable("induction", head)(model))
     seen = torch.stack([gradient(pf.losses.next_token(model, each[None]).mean()) for each in scene.known])
     damping = DAMPING * seen.square().mean() * len(seen)
-    within = torch.linalg.solve(seen @ seen.T + damping * torch.eye(len(seen)).to(seen), seen @ wanted)
+    within = torch.linalg.solve(
+        seen @ seen.T + damping * torch.eye(len(seen), dtype=seen.dtype, device=seen.device), seen @ wanted
+    )
     step = (wanted - seen.T @ within).split([len(at) for at in owned.values()])
     direction = {name: torch.zeros_like(each) for name, each in model.named_parameters()}
     for (name, at), values in zip(owned.items(), step, strict=True):
