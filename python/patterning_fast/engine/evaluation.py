@@ -203,7 +203,7 @@ def losses_at_center(
         with torch.no_grad(), computing_in(precision, losses.device):
             for here in each.parts():
                 values = each.those_present(posterior.loss(posterior.model, take(each.data, here)).flatten(), here)
-                losses[at : at + values.numel()] = values.flatten()
+                losses[at : at + values.numel()] = values
                 at += values.numel()
 
     pool.each(one, sets)

@@ -170,17 +170,17 @@ def attention_head_parameters(model: nn.Module) -> HeadParameters | None:
     """
     family, layers = family_of(model), attentions(model)
     if family is not None:
-        return heads_of(model, layers, list(heads_of_family(model, family, next(iter(layers.values()), ""))))
+        return heads_of(layers, heads_of_family(model, family, next(iter(layers.values()), family.attention)))
     if not layers:
         return None
     found: HeadParameters = {}
     for layer, name in layers.items():
         attention: Any = model.get_submodule(name)
-        found |= heads_of(model, {layer: name}, heads_of_torch(attention))
+        found |= heads_of({layer: name}, heads_of_torch(attention))
     return found
 
 
-def heads_of(model: nn.Module, layers: Mapping[int, str], heads: list[dict[str, Tensor]]) -> HeadParameters:
+def heads_of(layers: Mapping[int, str], heads: list[dict[str, Tensor]]) -> HeadParameters:
     """The heads of layers that are alike; `heads` are flat indices by parameter of the attention module."""
     return {
         f"l{layer}h{head}": {f"{attention}.{parameter}": index for parameter, index in indices.items()}
@@ -193,7 +193,6 @@ def heads_of_family(model: nn.Module, family: Family, first: str) -> list[dict[s
     """Flat indices of each head in the parameters of the first attention module, which are checked."""
     config: Any = model.config
     parameters = dict(model.named_parameters())
-    first = first or family.attention
     heads: list[dict[str, Tensor]] = []
     for head in range(config.num_attention_heads):
         outputs, inputs = family.head(config, head)

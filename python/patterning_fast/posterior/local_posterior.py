@@ -70,6 +70,8 @@ class LocalPosterior:
         present = present_in(loss, data, shape)
         self.present = None if present is None else present.to(device)
         """Which losses of the data there are, bool, shaped as they are; None for all."""
+        self.share = self.share_present()
+        """Of the losses that are there; every step divides by it."""
         self.weights = None if weights is None else self.laid_out(weights)
 
     @property
@@ -91,8 +93,8 @@ class LocalPosterior:
     def mean_loss(self, model: nn.Module, batch: Batch, samples: Tensor) -> Tensor:
         """L_ρ on a minibatch: the mean of ρ·l of the given `samples`, whose data are `batch`."""
         if self.weights is None:
-            return self.mean_unweighted(model, batch, samples, self.share_present())
-        return weighted_mean(self.loss, model, batch, self.weights[samples] / self.share_present())
+            return self.mean_unweighted(model, batch, samples, self.share)
+        return weighted_mean(self.loss, model, batch, self.weights[samples] / self.share)
 
     def mean_unweighted(self, model: nn.Module, batch: Batch, samples: Tensor, share: float) -> Tensor:
         """The same without ρ, on samples drawn from some of which a `share` of the losses is present: 1 for all."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -79,11 +80,16 @@ class Finder:
             layer: attention_root(name, self.blocks.get(layer, "")) for layer, name in attentions(model).items()
         }
 
+    @cached_property
+    def heads(self) -> dict[str, Component]:
+        """Every head, found once for all names."""
+        return attention_heads(self.model)
+
     def components(self, name: str) -> dict[str, Component]:
         """The component of a name; several for "heads" and "layers"."""
         said = " ".join(name.split())
         if said == HEADS:
-            return attention_heads(self.model)
+            return self.heads
         if said == LAYERS:
             self.known_layers(name)
             return {f"l{layer}": self.component(f"l{layer}") for layer in self.blocks}
@@ -114,7 +120,7 @@ class Finder:
         return component_of(self.parameters, name, free)
 
     def head(self, layer: str, head: str) -> Found:
-        heads = attention_heads(self.model)
+        heads = self.heads
         name = f"l{int(layer)}h{int(head)}"
         if name not in heads:
             raise ValueError(f"{type(self.model).__name__} has no head {name!r}; it has {span_of(list(heads))}")
@@ -122,7 +128,7 @@ class Finder:
 
     def group(self, layer: str, group: str) -> Found:
         """The heads whose keys and values are those of a number; each its own, where none are shared."""
-        heads = {name: each for name, each in attention_heads(self.model).items() if name.startswith(f"l{int(layer)}h")}
+        heads = {name: each for name, each in self.heads.items() if name.startswith(f"l{int(layer)}h")}
         groups = getattr(getattr(self.model, "config", None), "num_key_value_heads", None) or len(heads)
         if not heads or int(group) >= groups:
             raise ValueError(
