@@ -26,7 +26,7 @@ def posterior() -> pf.LocalPosterior:
 
 @pytest.fixture(scope="module")
 def statistics(posterior: pf.LocalPosterior) -> pf.Statistics:
-    return pf.sample(posterior, pf.SGLD(1e-3), components=pf.attention_heads(posterior.model), **SAMPLING)
+    return pf.sample(posterior, pf.SGLD(1e-3), components=pf.components(posterior.model, "heads", "full"), **SAMPLING)
 
 
 def test_results_are_a_line(statistics: pf.Statistics) -> None:
@@ -51,7 +51,9 @@ def test_results_are_a_line(statistics: pf.Statistics) -> None:
 
 def test_attributes_are_what_every_format_holds(posterior: pf.LocalPosterior, statistics: pf.Statistics) -> None:
     """netCDF's writers take strings, numbers and arrays of them, of these very types."""
-    chi = pf.linear_response(posterior, pf.SGLD(1e-3), components=pf.attention_heads(posterior.model), **SAMPLING)
+    chi = pf.linear_response(
+        posterior, pf.SGLD(1e-3), components=pf.components(posterior.model, "heads", "full"), **SAMPLING
+    )
     every = [chi, statistics.llc(), statistics.susceptibilities(), statistics.influence(), statistics.diagnostics()]
     for result in (*every, pf.modes(chi, unsettled=True).table):
         assert isinstance(result, xr.Dataset)

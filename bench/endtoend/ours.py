@@ -62,7 +62,7 @@ def prepare(run: Run, workload: Workload) -> Prepared:
         statistics = pf.sample(
             posterior,
             pf.SGLD(workload.lr),
-            components=components,
+            components=components | pf.components(model, "full"),
             probes={"probe": probe[:1] if run.variant == "llc" else probe},
             chains=run.chains,
             draws=run.draws,

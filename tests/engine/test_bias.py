@@ -47,7 +47,7 @@ def test_step_size_bias_is_that_of_the_exact_law(engine: Any) -> None:
     mask = torch.tensor([[True, True, False, False, False, False]])
     found = pf.sample(
         problem.posterior(model), pf.SGLD(problem.lr), batch_size=4000, engine=engine,
-        components={"two": pf.component(model, "two", {"0.weight": mask})}, **QUICK,
+        components={"two": pf.component(model, "two", {"0.weight": mask})} | pf.components(model, "full"), **QUICK,
     )  # fmt: skip
     health, llc, chi = found.diagnostics(), found.llc(), found.susceptibilities()
     assert str(found.attrs["engine"]).startswith(engine)

@@ -17,9 +17,9 @@ GRID: dict[str, Any] = {"lr": [1e-4, 1e-3], "n_beta": [1.0, 30.0], "localization
 
 
 def test_a_setting_s_chains_are_those_of_sample_alone() -> None:
-    heads = pf.attention_heads(language_model())
     sampling: dict[str, Any] = {
-        "components": {"l1h0": heads["l1h0"]}, "chains": 2, "draws": 3, "batch_size": 4, "tile": 1, "progress": False,
+        "components": pf.components(language_model(), "l1h0", "full"), "chains": 2, "draws": 3, "batch_size": 4,
+        "tile": 1, "progress": False,
     }  # fmt: skip
     grid = pf.calibrate(language_posterior(), pf.SGLD(1.0), **GRID, **sampling)
     assert dict(grid.sizes) == {"lr": 2, "n_beta": 2, "localization": 2, "component": 2}

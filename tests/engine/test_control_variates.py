@@ -75,7 +75,7 @@ def test_gradients_are_those_of_minibatches_less_what_they_are_at_the_center() -
     """
     posterior = language_posterior(weights=torch.linspace(0.2, 1.8, 12))
     settings = (Setting(1e-3, 10.0, 100.0), Setting(1e-3, 40.0, 100.0))
-    heads = {name: head for name, head in pf.attention_heads(language_model()).items() if name in ("l0h1", "l1h0")}
+    heads = pf.components(language_model(), "l0h1", "l1h0", "full")
     with ensemble(posterior, heads, settings, chains=2, batch_size=5) as (moving, pool):
         moving.bank.params += 0.3 * torch.randn(moving.bank.params.shape, generator=torch.Generator().manual_seed(0))
         moving.add_gradients(pool)

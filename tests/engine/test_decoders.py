@@ -21,7 +21,7 @@ def posterior(name: str) -> pf.LocalPosterior:
 
 def chi(name: str) -> xr.Dataset:
     model = decoder(name)
-    components = pf.attention_heads(model) | pf.layers(model)
+    components = pf.components(model, "heads", "layers", "full")
     run = pf.sample(
         posterior(name), pf.SGLD(1e-3), components=components, chains=2, draws=2, batch_size=4, tile=1, progress=False
     )
@@ -84,7 +84,7 @@ def test_data_must_fit_the_model() -> None:
 def test_late_layers_run_their_suffix(name: str) -> None:
     """With the losses of the whole model: the engine holds them to it, and warns where they differ."""
     model = decoder(name)
-    heads = {head: each for head, each in pf.attention_heads(model).items() if head in ("l0h1", "l1h1")}
+    heads = pf.components(model, "l0h1", "l1h1", "full")
     run = pf.sample(
         posterior(name), pf.SGLD(1e-3), components=heads, chains=2, draws=2, batch_size=4, tile=1, progress=False
     )

@@ -25,8 +25,7 @@ SAMPLERS: list[Sampler] = [pf.SGLD(1e-3), pf.RMSPropSGLD(1e-4), pf.SGHMC(1e-4), 
 @pytest.mark.parametrize("far", [1e30, float("nan"), float("inf")])
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda each: type(each).__name__)
 def test_the_others_are_bit_identical(sampler: Sampler, far: float, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    heads = pf.attention_heads(language_model())
-    sampling = SMALL | {"components": {"l1h0": heads["l1h0"]}, "tile": tile}
+    sampling = SMALL | {"components": pf.components(language_model(), "l1h0", "full"), "tile": tile}
     alone = pf.sample(language_posterior(), sampler, **sampling)
     step = TorchEnsemble.step
 
@@ -79,8 +78,8 @@ def test_a_component_without_healthy_chains_has_no_estimates(monkeypatch: pytest
         moving.bank.params[: moving.bank.starts[4]] = torch.nan
 
     monkeypatch.setattr(TorchEnsemble, "step", stumble)
-    heads = pf.attention_heads(language_model())
-    found = pf.sample(language_posterior(), pf.SGLD(1e-3), **SMALL | {"components": {"l0h0": heads["l0h0"]}})
+    components = pf.components(language_model(), "l0h0", "full")
+    found = pf.sample(language_posterior(), pf.SGLD(1e-3), **SMALL | {"components": components})
     llc = found.llc()
     assert np.isnan(llc["llc"].sel(component="l0h0"))
     assert np.isfinite(llc["llc"].sel(component="full"))
@@ -127,7 +126,7 @@ def test_tokens_of_a_run_with_lost_chains_can_be_inverted(monkeypatch: pytest.Mo
         moving.bank.params[moving.bank.starts[1] : moving.bank.starts[2]] = torch.nan
 
     monkeypatch.setattr(TorchEnsemble, "step", stumble)
-    heads = pf.attention_heads(language_model())
+    heads = pf.components(language_model(), "heads", "full")
     found = pf.sample(
         language_posterior(), pf.SGLD(1e-3), components=heads, **SMALL | {"chains": 8, "probes": {"p": tokens(3)}}
     )

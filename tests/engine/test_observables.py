@@ -74,7 +74,7 @@ def test_a_linear_observable_of_regression() -> None:
 def test_phi_and_the_kernel_stay_what_they_are() -> None:
     """The user's observables stand between φ and the losses; all else keeps its bits."""
     posterior = language_posterior()
-    options = SAMPLING | {"components": pf.attention_heads(posterior.model), "loss_kernel": True}
+    options = SAMPLING | {"components": pf.components(posterior.model, "heads", "full"), "loss_kernel": True}
     without = pf.sample(posterior, SGLD, **options)
     watched = pf.sample(posterior, SGLD, observables={"norm": norm, "phi again": mean_loss}, **options)
     for method in ("llc", "susceptibilities", "influence", "loss_kernel"):

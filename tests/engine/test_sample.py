@@ -26,7 +26,7 @@ def chi(**changes: Any) -> xr.Dataset:
 
 def test_estimates_are_labelled() -> None:
     model = language_model()
-    statistics = run(components=pf.attention_heads(model), probes={"a": tokens(3, 1), "b": tokens(2, 2)})
+    statistics = run(components=pf.components(model, "heads", "full"), probes={"a": tokens(3, 1), "b": tokens(2, 2)})
     result = statistics.susceptibilities()
     assert dict(result.sizes) == {"component": 5, "token": 5 * CONTEXT, "group": 2}
     assert result["component"].values.tolist() == ["l0h0", "l0h1", "l1h0", "l1h1", "full"]
@@ -76,7 +76,8 @@ def test_only_the_component_moves() -> None:
         model, pf.losses.squared_error, (torch.randn(6, 3), torch.randn(6, 1)), n_beta=1.0, localization=10.0
     )
     unused = pf.component(model, "unused", ["unused.weight"])
-    statistics = pf.sample(posterior, pf.SGLD(1e-2), components={"unused": unused}, **SMALL)
+    components = {"unused": unused} | pf.components(model, "full")
+    statistics = pf.sample(posterior, pf.SGLD(1e-2), components=components, **SMALL)
     assert float(statistics.diagnostics()["distance"].sel(component="unused").min()) > 0
     assert float(abs(statistics.susceptibilities()["chi"].sel(component="unused")).max()) == 0
     assert float(abs(statistics.susceptibilities()["chi"].sel(component="full")).max()) > 0
@@ -108,7 +109,9 @@ def test_per_sample_losses_and_any_module() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     data = (torch.randn(10, 4), torch.randint(3, (10,)))
     posterior = pf.LocalPosterior(model, pf.losses.cross_entropy, data, n_beta=5.0, localization=5.0)
-    statistics = pf.sample(posterior, pf.SGLD(1e-3), components=pf.layers(model), **SMALL)
+    statistics = pf.sample(
+        posterior, pf.SGLD(1e-3), components=pf.layers(model) | pf.components(model, "full"), **SMALL
+    )
     assert dict(statistics.susceptibilities().sizes) == {"component": 3, "sample": 10, "group": 2}
 
 

@@ -34,8 +34,7 @@ def read(path: Path) -> xr.DataTree:
 
 
 def heads() -> dict[str, pf.Component]:
-    every = pf.attention_heads(language_model())
-    return {name: every[name] for name in ("l0h1", "l1h0")}
+    return pf.components(language_model(), "l0h1", "l1h0", "full")
 
 
 def test_the_store_is_labelled(tmp_path: Path) -> None:

@@ -252,10 +252,9 @@ def test_modes_and_plans_refuse_what_had_not_settled() -> None:
 
 
 def test_means_over_documents_keep_what_chains_said() -> None:
-    heads = pf.attention_heads(language_model())
     sampled = pf.sample(
-        language_posterior(), pf.SGLD(1e-3), components={"l1h0": heads["l1h0"]}, chains=4, draws=2, batch_size=4,
-        tile=1, progress=False,
+        language_posterior(), pf.SGLD(1e-3), components=pf.components(language_model(), "l1h0", "full"), chains=4,
+        draws=2, batch_size=4, tile=1, progress=False,
     )  # fmt: skip
     chi = sampled.susceptibilities()
     assert chi["settled"].values.tolist() == [False, False]

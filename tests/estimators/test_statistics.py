@@ -27,7 +27,7 @@ def statistics_of(losses: Tensor, phi: Tensor) -> Statistics:
     """Statistics of given losses `[components, chains, draws, tokens]` and φ `[components, chains, draws]`."""
     components, chains, draws, tracked = losses.shape
     model = language_model()
-    heads = dict(list(pf.attention_heads(model).items())[: components - 1])
+    heads = dict(list(pf.attention_heads(model).items())[: components - 1]) | pf.components(model, "full")
     plan = chain_plan(resolve_components(model, heads), chains, False, chains, (Setting(1e-3, 10.0, 1.0),))
     totals = Comoments.zeros(plan.rows + 1, torch.zeros(tracked), torch.zeros(1))
     for draw in range(draws):
@@ -117,10 +117,8 @@ def test_reliability_needs_four_groups() -> None:
 
 
 def test_diagnostics_are_arviz_s_on_the_traces() -> None:
-    heads = pf.attention_heads(language_model())
-    found = pf.sample(
-        language_posterior(), pf.SGLD(1e-3), loss_kernel=True, **SMALL | {"components": {"l0h1": heads["l0h1"]}}
-    )
+    components = pf.components(language_model(), "l0h1", "full")
+    found = pf.sample(language_posterior(), pf.SGLD(1e-3), loss_kernel=True, **SMALL | {"components": components})
     health = found.diagnostics()
     for at, name in enumerate(("l0h1", "full")):
         traces = found.traces.phi[4 * at : 4 * at + 4].numpy()

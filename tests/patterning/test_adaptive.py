@@ -111,6 +111,7 @@ def distance_off(seed: int, strength: float, at_random: bool = False) -> float:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(60, 4, generator=generator)
     data = (x, x @ torch.randn(4, 1, generator=generator) + 0.5 * torch.randn(60, 1, generator=generator))
+    torch.manual_seed(seed)
     model = nn.Linear(4, 1, bias=False)
     training: dict[str, Any] = {"batch_size": 20, "lr": 0.02, "seed": seed, "progress": False}
     pf.train(model, data, pf.losses.squared_error, steps=150, **training)
@@ -372,7 +373,7 @@ def test_cut_short_anywhere_it_ends_in_the_same_bits(tmp_path: Path, monkeypatch
         ({"trajectory": {0: {"0": 1.0}, 3: {"2": 1.0}}}, ValueError, r"it has \['0'\] at step 0 and \['2'\] at step 3"),
         ({"trajectory": {0: {"0": float("nan")}}}, ValueError, r"trajectory\[0\]\['0'\] must be a finite number"),
         ({"trajectory": lambda step: {"0": 1 / (8 - step or float("nan"))}}, ValueError, "must be finite, .* step 8"),
-        ({"trajectory": {0: {"head": 1.0}}}, ValueError, r"names \['head'\], .* there are \['0', '2', 'full'\]: add"),
+        ({"trajectory": {0: {"head": 1.0}}}, ValueError, r"names \['head'\], .* there are \['0', '2'\]: add"),
         ({"trajectory": {0: {"c7": 1.0}}, "estimate": Plant()}, ValueError, r"names \['c7'\], .* \['c0', 'c1'\]"),
         ({"strength": 0.0}, ValueError, "strength must be a finite number > 0, got 0.0"),
         ({"gain": float("inf")}, ValueError, "gain must be a finite number > 0"),

@@ -202,7 +202,8 @@ def test_between_solutions_takes_contributions_as_they_are() -> None:
         model = problem.model()
         mask = torch.tensor([[False, True, True]])
         return pf.sample(
-            problem.posterior(model), pf.SGLD(1e-2), components={"some": pf.component(model, "some", {"weight": mask})},
+            problem.posterior(model), pf.SGLD(1e-2),
+            components={"some": pf.component(model, "some", {"weight": mask})} | pf.components(model, "full"),
             chains=64, draws=60, burn_in=10, steps_between_draws=4, batch_size=100, progress=False,
         ).contributions()  # fmt: skip
 

@@ -70,10 +70,15 @@ def test_indices_that_name_no_coordinate_or_one_twice_are_refused(wrong: list[in
         pf.component(nn.Linear(3, 2), "c", {"weight": torch.tensor(wrong)})
 
 
-def test_full_is_always_added_last() -> None:
+def test_full_is_sampled_alone_or_where_it_is_named() -> None:
+    """A head of a large model must not cost the whole model's chains."""
     model = language_model()
     assert [each.name for each in resolve_components(model, None)] == ["full"]
-    assert [each.name for each in resolve_components(model, pf.attention_heads(model))][-1] == "full"
+    assert [each.name for each in resolve_components(model, pf.components(model, "l0h1"))] == ["l0h1"]
+    moving = ["layers.0.qkv", "layers.0.output"]
+    both = resolve_components(model, pf.components(model, "full", "l0h1"), moving)
+    assert [each.name for each in both] == ["full", "l0h1"]
+    assert list(both[0].coordinates) == moving
 
 
 def test_bad_components_are_refused() -> None:

@@ -29,6 +29,7 @@ def heads_bank(chains: int = 4, antithetic: bool = False, only: str | None = Non
     """The chains of a small language model's heads, or of `only` one of them, and of the full model."""
     model = language_model()
     heads = {name: each for name, each in pf.attention_heads(model).items() if only in (None, name)}
+    heads |= pf.components(model, "full")
     plan = chain_plan(resolve_components(model, heads), chains, antithetic, None, (UNUSED,))
     return ChainBank(plan, dict(model.named_parameters()))
 

@@ -36,7 +36,7 @@ from patterning_fast.estimators.goal import Error, Reliability, goal_of
 from patterning_fast.estimators.regression import LEAST_GROUPS
 from patterning_fast.estimators.response import blindness, response_dataset, warn_of_response
 from patterning_fast.plain_torch import plain_torch
-from patterning_fast.posterior.components import FULL, Components, resolve_components
+from patterning_fast.posterior.components import Components, resolve_components
 from patterning_fast.posterior.data import sample_count
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Probes
@@ -145,7 +145,6 @@ def linear_response(
         engine=engine,
     )  # fmt: skip
     resolved = resolve_components(posterior.model, components, posterior.moving)
-    resolved = [each for each in resolved if each.name != FULL or not components or FULL in components]
     names = [each.name for each in resolved]
     goal = goal_of(names, reliability, error)
     plan = chain_plan(resolved, chains, antithetic, None, (setting,))

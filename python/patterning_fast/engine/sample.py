@@ -104,7 +104,8 @@ def sample(
 
     Args:
         posterior: what to sample. sampler: how: `SGLD(lr=1e-3)`, `RMSPropSGLD`, `SGHMC` or `SGNHT`.
-        components: name to component, e.g. `attention_heads(model)`; "full" is always added.
+        components: name to component, e.g. `components(model, "heads", "full")`; None for "full" alone, which is all
+            parameters that require a gradient.
         probes: name to samples whose losses are tracked; None tracks the posterior's data.
         observables: name to a function of the model that returns a number (a 0-d tensor): a score of an attention
             pattern, a difference of logits. Each is called once a chain and draw, on the whole model without

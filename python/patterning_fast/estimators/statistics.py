@@ -317,8 +317,9 @@ class Statistics:
         """Susceptibilities `[component, token or sample]` in nats² (arXiv:2504.18274), in two parts and together.
 
         `chi` = −Cov_C[φ, l_z − L] is what is particular to the component C: χ > 0 at z where up-weighting z raises
-        E[φ]. `chi_drift` = E_C[φ]·(E_full[l_z − L] − E_C[l_z − L]) is what the two-chain form adds, which all
-        components share but for a factor. `chi_two_chain` is their sum, E_C[φL] − E_C[φ l_z] − E_C[φ]·E_full[L − l_z].
+        E[φ]. Where "full" is among the components, `chi_drift` = E_C[φ]·(E_full[l_z − L] − E_C[l_z − L]) is what the
+        two-chain form adds, which all components share but for a factor, and `chi_two_chain` is their sum,
+        E_C[φL] − E_C[φ l_z] − E_C[φ]·E_full[L − l_z].
 
         Each has its standard error, and `_reliability`: the correlation over tokens that two such runs would have,
         from halves of the groups (Spearman–Brown). `chains_for_r_0.9` is how many chains of each component would give
@@ -331,9 +332,8 @@ class Statistics:
 
         Raises ValueError for one that was not observed.
         """
-        full, at = self.component_names.index(FULL), self.place(observable)
-        parts = [
-            Part("chi", f"susceptibility -Cov[{observable}, l_z - L]", lambda own, _: particular(own, at)),
+        at = self.place(observable)
+        two_chain = [
             Part(
                 "chi_drift",
                 f"E[{observable}] times the full chains' less the component's E[l_z - L]",
@@ -345,6 +345,10 @@ class Statistics:
                 lambda own, of_full: particular(own, at) + drift(own, of_full, at),
             ),
         ]
+        parts = [
+            Part("chi", f"susceptibility -Cov[{observable}, l_z - L]", lambda own, _: particular(own, at)),
+            *(two_chain if FULL in self.component_names else []),
+        ]
         units = "nats^2" if observable == PHI else "nats"
         tracked = self.totals.loss_shift.numel()
         dims = (self.loss_dimension,)
@@ -352,12 +356,12 @@ class Statistics:
         for part in parts:
 
             def values(component: Whole, part: Part = part) -> Tensor:
-                own, of_full = self.paired(component, full)
+                own, of_full = self.paired(component)
                 both = Means(*(torch.stack(each, 1) for each in zip(own, of_full, strict=True)))
                 return pseudo_values(lambda means: part.value(means.of(0), means.of(1)), both)
 
             result.update(self.labelled(part.name, values, (tracked,), dims, part.long_name, units))
-            reliable = [self.reliability(component, full, part, at) for component in range(len(self.plan.components))]
+            reliable = [self.reliability(component, part, at) for component in range(len(self.plan.components))]
             result.update(reliabilities(part.name, part.long_name, reliable))
         healthy = [int((~self.traces.diverged[self.rows(at)]).sum()) for at in range(len(self.plan.components))]
         result["chains_for_r_0.9"] = chains_for_target(result["chi_reliability"].values, np.array(healthy))
@@ -369,22 +373,25 @@ class Statistics:
 
     def known(self, component: Whole) -> Known:
         """How well χ of a component is known, by how many draws."""
-        full = self.component_names.index(FULL)
         values = self.by_group(component, lambda means: particular(means, 0))
         error = root_mean_square(values.std(0) / len(values) ** 0.5) if len(values) > 1 else float("nan")
         part = Part("chi", "", lambda own, _: particular(own, 0))
-        return Known(self.attrs["draws"], self.reliability(component, full, part, 0), error)
+        return Known(self.attrs["draws"], self.reliability(component, part, 0), error)
 
-    def paired(self, component: Whole, full: Whole) -> tuple[Means, Means]:
-        """Means of a component's healthy groups, and of as many of the full component's, independent of each other."""
+    def paired(self, component: Whole) -> tuple[Means, Means]:
+        """Means of a component's healthy groups, and of as many of the full component's, independent of each other.
+
+        Where "full" was not sampled they are the component's own.
+        """
+        full = self.component_names.index(FULL) if FULL in self.component_names else component
         own, of_full = self.groups(component), self.groups(full)
         if not len(of_full):
             return self.grouped.means(own), Means(*(each * torch.nan for each in self.grouped.means(own)))
         return self.grouped.means(own), self.grouped.means(of_full[torch.arange(len(own)) % len(of_full)])
 
-    def reliability(self, component: Whole, full: Whole, part: Part, at: Whole) -> float:
+    def reliability(self, component: Whole, part: Part, at: Whole) -> float:
         """Split-half reliability of a part of χ over tokens."""
-        both = self.paired(component, full)
+        both = self.paired(component)
         return split_half_reliability(
             len(both[0].loss),
             lambda half: unbiased(part.name, at, *(Means(*(each[half] for each in means)) for means in both)),

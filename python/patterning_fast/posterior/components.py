@@ -240,15 +240,18 @@ def check_fits(name: str, component: Component, parameters: Mapping[str, Tensor]
 def resolve_components(
     model: nn.Module, components: Mapping[str, Component] | None, moving: Sequence[str] | None = None
 ) -> list[Component]:
-    """The components to sample; "full", of all parameters that may be `moving` (None for all), always the last.
+    """The components to sample; "full", or none, stands for all parameters that may be `moving` (None for all).
 
     Raises ValueError where one does not fit `model`, or moves what may not.
     """
     parameters = dict(model.named_parameters())
     moving = list(parameters) if moving is None else moving
+    if not components:
+        return [component_of(parameters, FULL, moving)]
     resolved = []
-    for name, each in (components or {}).items():
+    for name, each in components.items():
         if name == FULL:
+            resolved.append(component_of(parameters, FULL, moving))
             continue
         check_fits(name, each, parameters)
         for parameter in each.coordinates:
@@ -258,4 +261,4 @@ def resolve_components(
                     "out, or call requires_grad_() on it before LocalPosterior(model, ...)"
                 )
         resolved.append(each if each.name == name else Component(name, each.coordinates))
-    return [*resolved, component_of(parameters, FULL, moving)]
+    return resolved

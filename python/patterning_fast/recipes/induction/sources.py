@@ -16,7 +16,6 @@ from torch import Tensor
 
 import patterning_fast as pf
 from patterning_fast.models.attention_only import AttentionOnlyLM
-from patterning_fast.posterior.components import FULL
 from patterning_fast.recipes.continued import continued
 from patterning_fast.recipes.controls import alike, dealt_out, non_negative
 from patterning_fast.recipes.gradients import raised, raised_along
@@ -159,7 +158,7 @@ def covariances(scene: Scene, n_beta: float, localization: float) -> Values:
             components=pf.attention_heads(scene.model), probes={"known": scene.known}, antithetic=True,
             **sampling(scene.settings, scene.seed) | {"burn_in": 0},
         )  # fmt: skip
-        chi = statistics.susceptibilities().drop_sel(component=FULL, errors="ignore")
+        chi = statistics.susceptibilities()
     chi = chi.assign_attrs(n_beta=scene.settings.n_beta)
     return to_all(scene, scene.model, chi, most_inductive(scene, chi).loading)
 
@@ -171,9 +170,9 @@ def responses_of(scene: Scene, early: bool, **observables: Callable[[Any], Tenso
     where = posterior(model, few, settings.score_n_beta, settings.score_localization)
     sampler = pf.SGLD(settings.score_lr)
     found = [
-        pf.linear_response(where, sampler, observable={name: function}, **sampling(settings, scene.seed))
-        .sel(component=[FULL])
-        .assign_coords(component=[name])
+        pf.linear_response(where, sampler, observable={name: function}, **sampling(settings, scene.seed)).assign_coords(
+            component=[name]
+        )
         for name, function in observables.items()
     ]
     return xr.concat(found, "component", data_vars="minimal", coords="minimal", compat="override")
