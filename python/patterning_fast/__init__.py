@@ -5,6 +5,7 @@ from importlib.metadata import version
 import torch  # noqa: F401  loaded first, so that the kernels share its OpenMP threads
 
 from patterning_fast import ops
+from patterning_fast.engine.calibrated import Calibrated, calibrated
 from patterning_fast.engine.calibration import calibrate
 from patterning_fast.engine.linear_response import linear_response
 from patterning_fast.engine.run import ChainDivergedError
@@ -55,6 +56,7 @@ __all__ = [
     "SGLD",
     "SGNHT",
     "AdaptiveRun",
+    "Calibrated",
     "ChainDivergedError",
     "Component",
     "Constraints",
@@ -74,6 +76,7 @@ __all__ = [
     "attention_heads",
     "between_solutions",
     "calibrate",
+    "calibrated",
     "component",
     "components",
     "embed_data",

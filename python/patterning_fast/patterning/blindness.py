@@ -7,9 +7,7 @@ import warnings
 import xarray as xr
 
 from patterning_fast.domains import shown
-
-BLIND = 0.9
-"""From here on an estimate has hardly more of the loss in it than chains that do not feel it."""
+from patterning_fast.estimators.blindness import BLIND
 
 TOLD = 0.5
 """A ratio that may be as small as this, or so much above 1, by two of its errors, tells something else."""

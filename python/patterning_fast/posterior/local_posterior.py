@@ -54,8 +54,7 @@ class LocalPosterior:
         weights: Tensor | xr.DataArray | None = None,
         random_loss: bool = False,
     ) -> None:
-        if n_beta == 0 and localization == 0:
-            raise ValueError("n_beta and localization are both 0: nothing would hold the chains; set one of them > 0")
+        check_held(n_beta, localization)
         check_parameters(model)
         check_data("data", data, model)
         device = next(model.parameters()).device
@@ -118,6 +117,19 @@ class LocalPosterior:
         same = copy.copy(self)
         same.weights = self.laid_out(weights)
         return same
+
+    def tempered(self, n_beta: NonNegative, localization: NonNegative) -> LocalPosterior:
+        """The same posterior at another nβ and γ; model and data are shared. Raises ValueError where both are 0."""
+        check_held(n_beta, localization)
+        same = copy.copy(self)
+        same.n_beta, same.localization = n_beta, localization
+        return same
+
+
+def check_held(n_beta: float, localization: float) -> None:
+    """Raise ValueError where nothing would hold the chains."""
+    if n_beta == 0 and localization == 0:
+        raise ValueError("n_beta and localization are both 0: nothing would hold the chains; set one of them > 0")
 
 
 def check_parameters(model: nn.Module) -> None:
