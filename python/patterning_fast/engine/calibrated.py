@@ -18,12 +18,13 @@ import xarray as xr
 from torch import Tensor, nn
 
 from patterning_fast.arguments import Count, Seed, checked
+from patterning_fast.categories import BlindWarning, UnsettledWarning
 from patterning_fast.engine.calibration import LONG_STEPS, VERDICTS, WARM, findings
 from patterning_fast.engine.proposal import Pace, pace
 from patterning_fast.engine.run import ChainDivergedError
 from patterning_fast.engine.sample import sample
 from patterning_fast.estimators.blindness import BLIND
-from patterning_fast.estimators.settling import REMAINS, UnsettledWarning, frames_within
+from patterning_fast.estimators.settling import REMAINS, frames_within
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, Components
 from patterning_fast.posterior.local_posterior import LocalPosterior
@@ -192,5 +193,6 @@ def warn_of_choice(chosen: xr.Dataset) -> None:
         warnings.warn(
             f"the loss has hardly a part in what chains give at any setting that was tried (blind is {blind:.2g} at "
             "the best): raise max_burn_in",
+            BlindWarning,
             stacklevel=frames_within(),
         )

@@ -6,6 +6,7 @@ import warnings
 
 import xarray as xr
 
+from patterning_fast.categories import BlindWarning
 from patterning_fast.domains import shown
 from patterning_fast.estimators.blindness import BLIND
 
@@ -28,6 +29,7 @@ def blind_components(chi: xr.Dataset) -> list[str]:
         warnings.warn(
             f"χ of {shown(names, typed=False)} is geometry of a Gaussian ball around w*, as without the loss "
             f"(blind is at least {float(ratio.values[blind.values].min()):.2g}); lower localization or raise n_beta",
+            BlindWarning,
             stacklevel=4,
         )
     return names
