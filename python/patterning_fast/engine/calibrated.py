@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from patterning_fast.arguments import Count, Seed, checked
 from patterning_fast.categories import BlindWarning, UnsettledWarning
@@ -29,6 +29,7 @@ from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, Components
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Data, Loss
+from patterning_fast.posterior.wrapped import Model
 from patterning_fast.samplers.sgld import SGLD
 from patterning_fast.short import listed
 
@@ -65,7 +66,7 @@ class Calibrated(NamedTuple):
 @checked
 @plain_torch()
 def calibrated(
-    model: nn.Module,
+    model: Model,
     loss: Loss,
     data: Data,
     *,

@@ -16,6 +16,7 @@ from patterning_fast.posterior.data import check_data, loss_shape, present_in, s
 from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
 from patterning_fast.posterior.probing import Probe, few_samples
 from patterning_fast.posterior.weights import shown, weights_for
+from patterning_fast.posterior.wrapped import Model
 
 
 @checked
@@ -25,6 +26,7 @@ class LocalPosterior:
 
     Args:
         model: any nn.Module with float32 parameters. A copy is kept, in eval mode; `model` itself is never touched.
+            Of a compiled, DataParallel or DistributedDataParallel model, the model within.
         loss: `loss(model, batch)` to `[batch]` or `[batch, tokens]` in nats, e.g. `pf.losses.next_token`.
         data: samples along the first dimension: a tensor, a tuple of tensors such as `(x, y)`, or a mapping of tensors;
             or `SparseFeatures`.
@@ -45,7 +47,7 @@ class LocalPosterior:
     @plain_torch()
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         loss: Loss,
         data: Data,
         *,
