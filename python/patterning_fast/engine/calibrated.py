@@ -27,6 +27,7 @@ from patterning_fast.estimators.blindness import BLIND
 from patterning_fast.estimators.settling import REMAINS, frames_within
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import FULL, Components
+from patterning_fast.posterior.devices import Device
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Data, Loss
 from patterning_fast.posterior.wrapped import Model
@@ -71,6 +72,7 @@ def calibrated(
     data: Data,
     *,
     components: Components | None = None,
+    device: Device | None = None,
     max_burn_in: Count = 300,
     chains: Count = 8,
     draws: Count = 32,
@@ -93,7 +95,7 @@ def calibrated(
     below 0.9 of what it is without the loss (`blind`).
 
     Args:
-        model, loss, data: as for `LocalPosterior`. components: what is to be sampled; None for "full".
+        model, loss, data, device: as for `LocalPosterior`. components: what is to be sampled; None for "full".
         max_burn_in: steps that chains may take to forget w*. More lets the loss weigh more.
         Others: of the trials, as for `sample`; `batch_size` should be that of the estimates to come.
 
@@ -105,7 +107,7 @@ def calibrated(
     Raises:
         TypeError, ValueError: as `LocalPosterior` and `sample`. ChainDivergedError: at every setting.
     """
-    posterior = LocalPosterior(model, loss, data, n_beta=N_BETA, localization=LOCALIZATION)
+    posterior = LocalPosterior(model, loss, data, n_beta=N_BETA, localization=LOCALIZATION, device=device)
     names = list(components or [FULL])
     shared: dict[str, Any] = {
         "components": components, "batch_size": batch_size, "loss_samples": loss_samples, "seed": seed,
