@@ -270,6 +270,13 @@ TARGETS: dict[str, Target] = {
         lambda _: {"posterior": posterior(), "sampler": pf.SGLD(1e-3), "lr": [1e-3, 1e-2], **QUICK},
         lambda found: [found["llc"].where(found["diverged"] == 0, 0.0)],
     ),
+    "calibrated": Target(
+        pf.calibrated,
+        lambda _: {
+            "model": model(), "loss": pf.losses.squared_error, "data": data(), "max_burn_in": 5, "chains": 2,
+            "draws": 3, "batch_size": 2, "progress": False,
+        },
+    ),
     "susceptibilities": Target(pf.Statistics.susceptibilities, lambda _: {"self": statistics()}),
     "influence": Target(pf.Statistics.influence, lambda _: {"self": statistics()}, lambda found: [found["influence"]]),
     "modes": Target(pf.modes, lambda _: {"chi": chi()}, lambda found: [found.table["singular_value"]]),

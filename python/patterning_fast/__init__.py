@@ -5,6 +5,16 @@ from importlib.metadata import version
 import torch  # noqa: F401  loaded first, so that the kernels share its OpenMP threads
 
 from patterning_fast import ops
+from patterning_fast.categories import (
+    BiasWarning,
+    BlindWarning,
+    BudgetWarning,
+    DamagedWarning,
+    PatterningWarning,
+    UnsettledWarning,
+    WholeModelWarning,
+)
+from patterning_fast.engine.calibrated import Calibrated, calibrated
 from patterning_fast.engine.calibration import calibrate
 from patterning_fast.engine.linear_response import linear_response
 from patterning_fast.engine.run import ChainDivergedError
@@ -13,7 +23,6 @@ from patterning_fast.engine.trace_checksums import load_traces
 from patterning_fast.estimators.aggregation import aggregate
 from patterning_fast.estimators.extrapolation import extrapolate
 from patterning_fast.estimators.intervals import intervals
-from patterning_fast.estimators.settling import UnsettledWarning
 from patterning_fast.estimators.statistics import Statistics
 from patterning_fast.estimators.training_response import training_response
 from patterning_fast.ops.library import use_backend
@@ -55,13 +64,19 @@ __all__ = [
     "SGLD",
     "SGNHT",
     "AdaptiveRun",
+    "BiasWarning",
+    "BlindWarning",
+    "BudgetWarning",
+    "Calibrated",
     "ChainDivergedError",
     "Component",
     "Constraints",
+    "DamagedWarning",
     "InfeasibleTargetError",
     "LocalPosterior",
     "Mode",
     "Modes",
+    "PatterningWarning",
     "Plan",
     "PosteriorSampling",
     "RMSPropSGLD",
@@ -69,11 +84,13 @@ __all__ = [
     "Statistics",
     "TrainerLoss",
     "UnsettledWarning",
+    "WholeModelWarning",
     "aggregate",
     "as_data",
     "attention_heads",
     "between_solutions",
     "calibrate",
+    "calibrated",
     "component",
     "components",
     "embed_data",

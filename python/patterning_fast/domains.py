@@ -58,7 +58,7 @@ class Refused(Exception):
         return self
 
 
-# Conditions, for Annotated.
+# Conditions, for Annotated. One that has `read` also says what a value that it holds for is taken for.
 
 
 @dataclass(frozen=True)
@@ -434,6 +434,7 @@ class Conditioned(Domain):
                 failure = Refused(self.failed, given, self, self.mend or getattr(condition, "mend", ""))
                 failure.expected = self.expected_by(condition)
                 raise failure
+            value = condition.read(value) if hasattr(condition, "read") else value
         return value
 
     @property

@@ -47,6 +47,22 @@ def test_weights_multiply_the_losses() -> None:
     assert torch.allclose(weighted, (weights[[3, 1]] * losses).mean())  # default tolerances: sums of 16 float32
 
 
+def test_the_copy_and_the_data_go_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told by where they are sent, as this machine may have no other."""
+    sent: list[object] = []
+    to = nn.Module.to
+
+    def told(module: nn.Module, device: object) -> nn.Module:
+        sent.append((module, device))
+        return to(module, device)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(nn.Module, "to", told)
+    model = language_model()
+    posterior = pf.LocalPosterior(model, pf.losses.next_token, tokens(), n_beta=1.0, localization=1.0, device="cpu")
+    assert sent == [(posterior.model, torch.device("cpu"))]
+    assert posterior.model is not model
+
+
 def reduced(model: nn.Module, batch: object) -> Tensor:
     return pf.losses.squared_error(model, batch).mean()  # type: ignore[arg-type]
 
@@ -64,6 +80,9 @@ def reduced(model: nn.Module, batch: object) -> Tensor:
         ({"model": nn.Linear(3, 1).double()}, "parameters must be float32"),
         ({"model": nn.ReLU()}, "ReLU has no parameters"),
         ({"loss": reduced}, r"the loss returned shape \[\] for 2 samples"),
+        ({"device": "meta"}, "device must be .*of a device that is there.*got 'meta'.*; leave it out"),
+        ({"device": torch.device("cuda", 99)}, "device must be .*of a device that is there"),
+        ({"device": "gpu"}, "device must be .*of a device that is there"),
         ({"weights": torch.ones(4)}, r"do not fit the data, whose losses have shape \[5\]"),
         ({"weights": torch.tensor([1.0, 1, float("nan"), 1, float("inf")])}, "2 weights are not finite"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TypedDict
 
 import numpy as np
 import xarray as xr
@@ -30,9 +31,23 @@ def proposal(grid: xr.Dataset) -> dict[str, float]:
         return float(healthy[at]), float(here["n_beta"]), -float(here["localization"]), -float(here)
 
     best = max((at for at in np.ndindex(*usable.shape) if bool(usable[at])), key=preference)
-    apart = max(1, round(float(slowest[best])))
-    needed = float(grid["burn_in_steps"].transpose(*slowest.dims, "component")[best].max())
-    return {f"proposed_{name}": float(slowest[best][name]) for name in axes} | {
-        "proposed_burn_in": math.ceil(needed / apart),
-        "proposed_steps_between_draws": apart,
+    needed = grid["burn_in_steps"].transpose(*slowest.dims, "component")[best]
+    settings = {f"proposed_{name}": float(slowest[best][name]) for name in axes}
+    paced = pace(slowest[best], needed)
+    return settings | {
+        "proposed_burn_in": paced["burn_in"],
+        "proposed_steps_between_draws": paced["steps_between_draws"],
     }
+
+
+class Pace(TypedDict):
+    """How long to run: keywords of `sample` and `linear_response`."""
+
+    burn_in: int
+    steps_between_draws: int
+
+
+def pace(relaxation_steps: xr.DataArray, burn_in_steps: xr.DataArray) -> Pace:
+    """That of the slowest of some components: draws a relaxation time apart, after the burn-in that it needs."""
+    apart = max(1, round(float(relaxation_steps.max())))
+    return {"burn_in": math.ceil(float(burn_in_steps.max()) / apart), "steps_between_draws": apart}

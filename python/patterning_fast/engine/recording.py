@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from patterning_fast.categories import WholeModelWarning
 from patterning_fast.engine.suffix import Modules, Recorded, Runner, Suffix, WholeModel
 from patterning_fast.engine.trial import Trial
 from patterning_fast.engine.workers import Workers
@@ -77,7 +78,8 @@ def recordings(
             chosen.append(suffix)
             break
         if refused and isinstance(chosen[-1], WholeModel):
-            warnings.warn(f"{component.name} runs the whole model, not {'; nor '.join(refused)}", stacklevel=4)
+            said = f"{component.name} runs the whole model, not {'; nor '.join(refused)}"
+            warnings.warn(said, WholeModelWarning, stacklevel=4)
     of_sets = [record(posterior, wanted, data, pool) for data in sets]
     own = [each for each, data in zip(of_sets, sets, strict=True) if data is posterior.data]
     result = Recordings(chosen, of_sets, own[0] if own else {})

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from patterning_fast.categories import WholeModelWarning
 from patterning_fast.engine.suffix import Modules, Suffix, SuffixError, WholeModel, layers_of, suffixes_for
 from patterning_fast.posterior.components import Component, coordinates
 from patterning_fast.posterior.data import sample_count, take
@@ -72,7 +73,8 @@ class Trial:
                 self.modules.whole(), lambda model: posterior.loss(model, watched), sample_count(watched)
             )
         except CANNOT as error:
-            warnings.warn(f"all layers run in every chain, as the model cannot be watched: {error}", stacklevel=5)
+            said = f"all layers run in every chain, as the model cannot be watched: {error}"
+            warnings.warn(said, WholeModelWarning, stacklevel=5)
             self.layers = None
 
     def suffixes(self, component: Component) -> Iterator[tuple[Suffix, dict[str, int] | str]]:

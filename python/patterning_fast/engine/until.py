@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+from patterning_fast.categories import BudgetWarning
 from patterning_fast.estimators.goal import Goal, amount_to_add
 from patterning_fast.estimators.statistics import Statistics
 
@@ -34,6 +35,7 @@ class Until:
         warnings.warn(
             f"{stopped} was spent before all components were known as well as wanted: {self.goal.said(known)} after "
             f"{draws} draws; raise {stopped}",
+            BudgetWarning,
             stacklevel=6,
         )
         return 0, stopped

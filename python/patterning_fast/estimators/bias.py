@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from patterning_fast.categories import BiasWarning
 from patterning_fast.chains.plan import Setting
 from patterning_fast.samplers.langevin import Langevin, Sampler
 from patterning_fast.samplers.sgld import SGLD
@@ -198,5 +199,6 @@ def warn_of_clipping(sampler: Sampler, bias: Bias) -> None:
             f"gradient_noise_correction has left up to {np.nanmax(bias.gradient_noise):.2g} of the injected noise "
             f"where chains have come to, and estimates are of a warmer posterior: lower lr={sampler.lr:g} or raise "
             "batch_size",
+            BiasWarning,
             stacklevel=5,
         )

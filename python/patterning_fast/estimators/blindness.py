@@ -14,6 +14,9 @@ from patterning_fast.estimators.comoments import mean_and_error
 from patterning_fast.estimators.labelled import Variable
 from patterning_fast.estimators.regression import regression
 
+BLIND = 0.9
+"""From here on an estimate has hardly more of the loss in it than chains that do not feel it."""
+
 
 class BallMoments(NamedTuple):
     """What chains at n_beta = 0 give, by independent draw of them; float64 and float32."""

@@ -13,6 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from patterning_fast.categories import BiasWarning, BudgetWarning, UnsettledWarning
 from patterning_fast.estimators.blindness import BallMoments, correlations, ratios
 from patterning_fast.estimators.forgetting import forgetting
 from patterning_fast.estimators.labelled import (
@@ -23,7 +24,6 @@ from patterning_fast.estimators.labelled import (
     reliabilities,
     split_half_reliability,
 )
-from patterning_fast.estimators.settling import UnsettledWarning
 from patterning_fast.estimators.statistics import chain_statistic
 from patterning_fast.posterior.local_posterior import LocalPosterior
 
@@ -219,6 +219,7 @@ def warn_of_response(result: xr.Dataset, stopped: str, wanted: float | None) -> 
         warnings.warn(
             f"finite differences are {float(result['difference_error'].values[large].max()):.1g} of the standard error "
             f"for {shown(names[large])}: losses bend too much over the posterior; raise localization or n_beta",
+            BiasWarning,
             stacklevel=5,
         )
     if stopped in ("max_chains", "max_seconds"):
@@ -228,6 +229,7 @@ def warn_of_response(result: xr.Dataset, stopped: str, wanted: float | None) -> 
         warnings.warn(
             f"{stopped} was spent before all components were known as well as wanted: {said}{of} after "
             f"{int(result['chains_run'][lowest])} chains; raise {stopped}",
+            BudgetWarning,
             stacklevel=5,
         )
 

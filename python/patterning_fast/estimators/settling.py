@@ -48,6 +48,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from patterning_fast.categories import UnsettledWarning
+
 MATERIAL = 0.1
 """Share of E[φ], or of the losses' mean shift, that settled chains may lack."""
 
@@ -69,10 +71,6 @@ LONGEST = 100.0
 
 NAMED = 3
 """Components that a warning names before it only counts them."""
-
-
-class UnsettledWarning(UserWarning):
-    """An estimate is from chains that had not settled, and not of the posterior; says what to change."""
 
 
 class Settling(NamedTuple):

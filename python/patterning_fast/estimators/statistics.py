@@ -484,6 +484,25 @@ class Statistics:
             attrs=self.attrs,
         )
 
+    @plain_torch()
+    def to_datatree(self) -> xr.DataTree:
+        """The traces in the groups that ArviZ takes, variables `[chain, draw, component]`.
+
+        `/posterior` has phi = L(w) − L(w*) [nats] and the user's observables by name; `/sample_stats` has `distance`,
+        |w − w*|, and `diverging` `[chain, draw]`, where a chain of any component has diverged. What a chain had after
+        it diverged is NaN, and so is ArviZ's R̂ of its component; `diagnostics()` leaves such chains out.
+        """
+        health = self.diagnostics()
+        health = health.assign_coords(chain=np.arange(health.sizes["chain"]), draw=np.arange(health.sizes["draw"]))
+        watched = {name: health["observables"].sel(observable=name, drop=True) for name in self.observables}
+        posterior = xr.Dataset({PHI: health["phi"], **watched}, attrs=self.attrs)
+        diverging = health["phi"].isnull().any("component").assign_attrs(long_name="a chain has diverged", units="1")
+        stats = xr.Dataset({"distance": health["distance"], "diverging": diverging}, attrs=self.attrs)
+        order = ("chain", "draw", ...)
+        return xr.DataTree.from_dict(
+            {"posterior": posterior.transpose(*order), "sample_stats": stats.transpose(*order)}
+        )
+
     def mixing(self, name: str, watched: np.ndarray, diverged: np.ndarray) -> np.ndarray:
         """An ArviZ statistic of traces `[components, chains, observables, draws]`, `[components, observables]`."""
         found = [

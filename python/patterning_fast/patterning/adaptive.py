@@ -28,6 +28,7 @@ from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.components import resolve_components
 from patterning_fast.posterior.local_posterior import LocalPosterior
 from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.posterior.wrapped import Model
 from patterning_fast.samplers.langevin import Sampler
 from patterning_fast.training.train import train
 
@@ -86,7 +87,7 @@ class AdaptiveRun:
 @checked
 @plain_torch()
 def train_towards(
-    model: nn.Module,
+    model: Model,
     data: Batch,
     loss: Loss,
     trajectory: Trajectory,

@@ -6,10 +6,9 @@ import warnings
 
 import xarray as xr
 
+from patterning_fast.categories import BlindWarning
 from patterning_fast.domains import shown
-
-BLIND = 0.9
-"""From here on an estimate has hardly more of the loss in it than chains that do not feel it."""
+from patterning_fast.estimators.blindness import BLIND
 
 TOLD = 0.5
 """A ratio that may be as small as this, or so much above 1, by two of its errors, tells something else."""
@@ -30,6 +29,7 @@ def blind_components(chi: xr.Dataset) -> list[str]:
         warnings.warn(
             f"χ of {shown(names, typed=False)} is geometry of a Gaussian ball around w*, as without the loss "
             f"(blind is at least {float(ratio.values[blind.values].min()):.2g}); lower localization or raise n_beta",
+            BlindWarning,
             stacklevel=4,
         )
     return names

@@ -14,6 +14,7 @@ from patterning_fast.domains import Holds, Mend
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior import families
 from patterning_fast.posterior.weights import shown
+from patterning_fast.posterior.wrapped import Model
 
 Masks = Mapping[str, Tensor | None] | Iterable[str]
 
@@ -56,7 +57,7 @@ Components = Annotated[
 
 @checked
 @plain_torch()
-def component(model: nn.Module, name: Name, masks: Masks) -> Component:
+def component(model: Model, name: Name, masks: Masks) -> Component:
     """A component from parameter names, or from what moves of each parameter: a boolean mask of its shape, flat
     indices (int64, rising), or None for the whole.
 
@@ -155,7 +156,7 @@ def may_move(model: nn.Module) -> dict[str, Tensor]:
 
 @checked
 @plain_torch()
-def layers(model: nn.Module) -> dict[str, Component]:
+def layers(model: Model) -> dict[str, Component]:
     """One component for each element of each `nn.ModuleList` or `nn.Sequential` in `model` that has parameters.
 
     A stack within another is part of it, so that layers are apart. Parameters with `requires_grad=False` are left out,
@@ -192,7 +193,7 @@ def outer_stacks(model: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
 
 @checked
 @plain_torch()
-def attention_heads(model: nn.Module) -> dict[str, Component]:
+def attention_heads(model: Model) -> dict[str, Component]:
     """One component for each attention head, by name ("l0h1": layer 0, head 1).
 
     A head is its queries, keys, values and output weights, without what all heads share. With grouped-query attention

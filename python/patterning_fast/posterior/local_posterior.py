@@ -13,9 +13,11 @@ from patterning_fast.arguments import NonNegative, checked
 from patterning_fast.domains import made_by
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.data import check_data, loss_shape, present_in, sample_count, to_device
+from patterning_fast.posterior.devices import Device
 from patterning_fast.posterior.losses import Batch, Data, Loss, weighted_mean
 from patterning_fast.posterior.probing import Probe, few_samples
 from patterning_fast.posterior.weights import shown, weights_for
+from patterning_fast.posterior.wrapped import Model
 
 
 @checked
@@ -25,6 +27,7 @@ class LocalPosterior:
 
     Args:
         model: any nn.Module with float32 parameters. A copy is kept, in eval mode; `model` itself is never touched.
+            Of a compiled, DataParallel or DistributedDataParallel model, the model within.
         loss: `loss(model, batch)` to `[batch]` or `[batch, tokens]` in nats, e.g. `pf.losses.next_token`.
         data: samples along the first dimension: a tensor, a tuple of tensors such as `(x, y)`, or a mapping of tensors;
             or `SparseFeatures`.
@@ -33,19 +36,22 @@ class LocalPosterior:
         weights: ρ of each sample or token, shaped as the losses of `data`; None for all 1.
         random_loss: take a loss that draws random numbers. Their noise is then in every estimate, whose attributes say
             so, and results do not repeat.
+        device: where to sample, such as "cuda"; None for where `model` is. The copy and the data go there, and `model`
+            stays where it is.
 
     Parameters with `requires_grad=False` stay at w*, in every component.
 
     Raises:
         TypeError, ValueError: parameters that are not float32 or not finite, none that may move, empty data, ids
             outside the vocabulary, n_beta or localization out of range, losses that are reduced, random, of several
-            samples together or without a gradient, that change their input or the model; weights that do not fit them.
+            samples together or without a gradient, that change their input or the model; weights that do not fit them;
+            a device that is not there.
     """
 
     @plain_torch()
     def __init__(
         self,
-        model: nn.Module,
+        model: Model,
         loss: Loss,
         data: Data,
         *,
@@ -53,22 +59,22 @@ class LocalPosterior:
         localization: NonNegative,
         weights: Tensor | xr.DataArray | None = None,
         random_loss: bool = False,
+        device: Device | None = None,
     ) -> None:
-        if n_beta == 0 and localization == 0:
-            raise ValueError("n_beta and localization are both 0: nothing would hold the chains; set one of them > 0")
+        check_held(n_beta, localization)
         check_parameters(model)
         check_data("data", data, model)
-        device = next(model.parameters()).device
-        self.data = to_device(data, str(device))
+        kept = copy.deepcopy(model) if device is None else copy.deepcopy(model).to(device)
+        self.model = kept.eval().requires_grad_(False)
+        self.data = to_device(data, str(self.device))
         self.n_beta, self.localization = n_beta, localization
         self.moving = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         """Names of the parameters that may move."""
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.loss, self.random_loss = loss, random_loss
         shape = self.loss_shape(self.data)
         Probe(self.model, loss, few_samples(self.data)).check(self.moving, random_loss)
         present = present_in(loss, data, shape)
-        self.present = None if present is None else present.to(device)
+        self.present = None if present is None else present.to(self.device)
         """Which losses of the data there are, bool, shaped as they are; None for all."""
         self.share = self.share_present()
         """Of the losses that are there; every step divides by it."""
@@ -118,6 +124,19 @@ class LocalPosterior:
         same = copy.copy(self)
         same.weights = self.laid_out(weights)
         return same
+
+    def tempered(self, n_beta: NonNegative, localization: NonNegative) -> LocalPosterior:
+        """The same posterior at another nβ and γ; model and data are shared. Raises ValueError where both are 0."""
+        check_held(n_beta, localization)
+        same = copy.copy(self)
+        same.n_beta, same.localization = n_beta, localization
+        return same
+
+
+def check_held(n_beta: float, localization: float) -> None:
+    """Raise ValueError where nothing would hold the chains."""
+    if n_beta == 0 and localization == 0:
+        raise ValueError("n_beta and localization are both 0: nothing would hold the chains; set one of them > 0")
 
 
 def check_parameters(model: nn.Module) -> None:

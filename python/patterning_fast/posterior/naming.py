@@ -23,6 +23,7 @@ from patterning_fast.posterior.components import (
     own_names,
 )
 from patterning_fast.posterior.families import attentions
+from patterning_fast.posterior.wrapped import Model
 
 HEADS, LAYERS = "heads", "layers"
 """Names of several components: every head, every layer."""
@@ -38,7 +39,7 @@ Found = dict[str, Tensor | None]
 
 @checked
 @plain_torch()
-def components(model: nn.Module, *names: str, **unions: Sequence[str]) -> dict[str, Component]:
+def components(model: Model, *names: str, **unions: Sequence[str]) -> dict[str, Component]:
     """Components by name, for any number of names; and by keyword, the union of several names.
 
     `pf.components(model, "l0h1", "l1 mlp", "heads", ends=["embed", "unembed"])`. Names are

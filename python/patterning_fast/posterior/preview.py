@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
-from torch import nn
-
 from patterning_fast.arguments import checked
 from patterning_fast.posterior.components import Component, check_fits
 from patterning_fast.posterior.naming import components
+from patterning_fast.posterior.wrapped import Model
 
 BAR = 16
 """Characters."""
@@ -37,7 +36,7 @@ class Branch:
 
 
 @checked
-def preview(model: nn.Module, *what: str | Component) -> str:
+def preview(model: Model, *what: str | Component) -> str:
     """A tree of the parameters that components move, and how much of each; in colour on a terminal.
 
     `print(pf.preview(model, "l0h1", "l3 mlp"))`. `what` are components, or names that `pf.components` takes. Layers

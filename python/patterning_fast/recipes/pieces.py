@@ -23,6 +23,7 @@ from typing import IO, Any, Self, TypeVar
 
 import torch
 
+from patterning_fast.categories import DamagedWarning
 from patterning_fast.durable import flush_to_disk, make_folder, put, writing
 from patterning_fast.engine.identity import differences
 from patterning_fast.progress import progress_bar
@@ -191,7 +192,7 @@ class Pieces:
                 f"cannot read {path}: {error.strerror}; make it readable, or remove it: then {what_then}"
             ) from error
         except DamagedError as error:
-            warnings.warn(f"{path} is damaged ({error}): {what_then}", stacklevel=3)
+            warnings.warn(f"{path} is damaged ({error}): {what_then}", DamagedWarning, stacklevel=3)
             return None
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import patterning_fast as pf
+from patterning_fast.categories import PatterningWarning
 from patterning_fast.recipes.findings import Findings, Rows
 
 TABLE = "Covariances against responses"
@@ -18,7 +19,7 @@ def comparison(
 ) -> dict[str, Rows]:
     """`fluctuation_dissipation` of some components, as rows of a report."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the rows say what it would
+        warnings.simplefilter("ignore", PatterningWarning)  # the rows say what it would
         found = pf.fluctuation_dissipation(posterior, sampler, components=components, **sampling | {"progress": False})
     return {
         "rows": [

@@ -18,13 +18,14 @@ from patterning_fast.estimators.labelled import labelled, reliabilities, split_h
 from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.observables import Observable
+from patterning_fast.posterior.wrapped import Model
 from patterning_fast.training.retraceable import Optimizing, retraceable
 
 
 @checked
 @plain_torch()
 def training_adjoint(
-    models: Annotated[Sequence[nn.Module], Holds(2)],
+    models: Annotated[Sequence[Model], Holds(2)],
     data: Batch,
     loss: Loss,
     outcomes: Annotated[Mapping[str, Observable], Holds(1)],

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from patterning_fast.arguments import Count, NonNegative, Positive, Seed, checked
 from patterning_fast.domains import Holds
@@ -17,13 +17,14 @@ from patterning_fast.plain_torch import plain_torch
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.observables import Observable, values_at_center
 from patterning_fast.posterior.weights import weights_for
+from patterning_fast.posterior.wrapped import Model
 from patterning_fast.training.retraceable import Optimizing, retraceable
 
 
 @checked
 @plain_torch()
 def metasmoothness(
-    models: Annotated[Sequence[nn.Module], Holds(2)],
+    models: Annotated[Sequence[Model], Holds(2)],
     data: Batch,
     loss: Loss,
     outcomes: Annotated[Mapping[str, Observable], Holds(1)],

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from patterning_fast import ops
@@ -35,6 +35,7 @@ from patterning_fast.posterior.components import FULL, component, may_move
 from patterning_fast.posterior.data import bytes_each, check_data, sample_count
 from patterning_fast.posterior.dense import dense_stack
 from patterning_fast.posterior.losses import Batch, Loss
+from patterning_fast.posterior.wrapped import Model
 from patterning_fast.progress import progress_bar
 from patterning_fast.training.state import REST, UNREADABLE, optimizer_settings, packed, unpacked
 
@@ -42,7 +43,7 @@ from patterning_fast.training.state import REST, UNREADABLE, optimizer_settings,
 @checked
 @plain_torch()
 def train_replicas(
-    model: nn.Module,
+    model: Model,
     initial: Tensor,
     data: Batch,
     loss: Loss,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -31,6 +31,7 @@ from patterning_fast.posterior.data import (
 )
 from patterning_fast.posterior.losses import Batch, Loss
 from patterning_fast.posterior.weights import shown, weights_for
+from patterning_fast.posterior.wrapped import Model
 from patterning_fast.progress import progress_bar
 from patterning_fast.training.minibatches import Minibatches, Weighting
 from patterning_fast.training.state import Metrics, Reweighing, TrainingState, losses_at_start, training_identity
@@ -56,7 +57,7 @@ def weighted_loss(losses: Tensor, weights: Tensor, total_weight: float | Tensor 
 @checked
 @plain_torch()
 def train(
-    model: nn.Module,
+    model: Model,
     data: Batch,
     loss: Loss,
     *,
