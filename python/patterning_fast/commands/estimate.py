@@ -49,8 +49,9 @@ class EstimateSettings:
     components: Annotated[
         tuple[str, ...], Holds(1), Help("what moves, as pf.components names it, with commas: heads,l0 mlp,embed")
     ] = ("heads",)
-    reliability: Annotated[float, Within(least=0, below=1), Help("run chains until chi repeats so well; 0: --chains")]\
-        = 0.9
+    reliability: Annotated[
+        float, Within(least=0, below=1), Help("run chains until chi repeats so well; 0: --chains")
+    ] = 0.9
     tokenizer: Annotated[str, Help("folder or name of the tokenizer, where it is not with the model")] = ""
     column: Annotated[str, Help("of tables: text, or lists of token ids")] = "text"
     token_type: Annotated[str, Help("of a .bin file: uint16 or uint32")] = "uint16"
@@ -83,7 +84,7 @@ def estimate(folder: Path, settings: EstimateSettings) -> str:
     if (folder / CHI).exists() and (chi := chi_of(folder)).attrs["goal"] == goal:
         return said(folder, chi, ["the estimate is there already"])
     found = language(settings.model, settings.tokenizer)
-    samples = Samples.load(folder / TOKENS) if begun else samples_from(settings, found)
+    samples = Samples.load(folder / TOKENS) if begun else samples_from(settings, found).decoded(found.decode)
     print(f"data: {samples.said()}", flush=True)
     posterior = posterior_of(settings, found.model, samples)
     chosen = components(posterior.model, *settings.components)
@@ -114,7 +115,7 @@ def estimate(folder: Path, settings: EstimateSettings) -> str:
 
 def in_full(settings: EstimateSettings) -> EstimateSettings:
     """With paths that hold wherever a later step is run from."""
-    full = {name: str(Path(value).absolute()) for name in ("model", "data", "tokenizer")
+    full: dict[str, Any] = {name: str(Path(value).absolute()) for name in ("model", "data", "tokenizer")
             if (value := getattr(settings, name)) and Path(value).exists()}  # fmt: skip
     return replace(settings, **full)
 
@@ -183,4 +184,3 @@ def said(folder: Path, chi: xr.Dataset, first: list[str]) -> str:
     if wanted and known < len(rows):
         lines.append("the same command with a larger --max-chains or --max-seconds goes on from these chains")
     return "\n".join([*lines, f"written: {folder / CHI}", next_command("modes", folder)])
-

@@ -43,13 +43,15 @@ def goes_on(
 
     Settings that are `free` may change: they only say how far to go. Raises ValueError where others differ.
     """
-    if not any(each.exists() for each in left):
+    there = [each for each in left if each.exists()]
+    if not there:
         return False
     found = differences(bound(read(file), free), bound(tables(settings, made_from), free))
     if found:
         raise ValueError(
             "\n  ".join([f"{file} has other settings than these:", *found])
-            + f"\nGive those to go on with it, name another folder, or remove {left[0]} to do it anew"
+            + "\nGive those to go on with it, name another folder, or, to do it anew, remove "
+            + " and ".join(map(str, there))
         )
     return True
 

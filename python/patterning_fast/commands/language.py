@@ -31,7 +31,8 @@ class Language:
 
     model: Any
     encode: Callable[[str], list[int]]
-    decode: Callable[[Any], str]
+    decode: Callable[[int], str]
+    """The text of one token."""
     vocabulary: int
     """Tokens that the tokenizer knows."""
     save_tokenizer: Callable[[Path], object]
@@ -70,16 +71,16 @@ def language(name: str, tokenizer: str = "") -> Language:
     Raises ValueError for files that cannot be read and a tokenizer that is not the model's, OSError for what is
     neither here nor within reach.
     """
-    if name == SMOLLM2:
-        model, found = smollm2()
-        return matching(Language(
-            model, lambda text: found.encode(text).ids, lambda ids: found.decode(list(ids)),
-            found.get_vocab_size(), lambda folder: found.save(str(folder / "tokenizer.json")),
-        ), name)  # fmt: skip
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
+    if name == SMOLLM2:
+        model, found = smollm2()
+        return matching(Language(
+            model, lambda text: found.encode(text).ids, lambda token: found.decode([token], skip_special_tokens=False),
+            found.get_vocab_size(), lambda folder: found.save(str(folder / "tokenizer.json")),
+        ), name)  # fmt: skip
     place, options = (name, {})
     if name.endswith(".gguf"):
         check_gguf(Path(name))
@@ -90,8 +91,8 @@ def language(name: str, tokenizer: str = "") -> Language:
     with explained(f"the tokenizer of {tokenizer or name}", other, " (name the model's own with --tokenizer)"):
         tokens = AutoTokenizer.from_pretrained(other, **({} if tokenizer else options))
     return matching(Language(
-        model.eval(), lambda text: tokens(text, verbose=False)["input_ids"], tokens.decode, len(tokens),
-        tokens.save_pretrained,
+        model.eval(), lambda text: tokens(text, verbose=False)["input_ids"],
+        lambda token: str(tokens.decode([token])), len(tokens), tokens.save_pretrained,
     ), name)  # fmt: skip
 
 
@@ -99,8 +100,8 @@ def matching(found: Language, name: str) -> Language:
     """Raise ValueError where the tokenizer has more tokens than the model can take."""
     if found.vocabulary > found.rows:
         raise ValueError(
-            f"the tokenizer is not that of {name}: it has {found.vocabulary:,} tokens, and the model takes {found.rows:,}; "
-            "name the one that the model was trained with by --tokenizer"
+            f"the tokenizer is not that of {name}: it has {found.vocabulary:,} tokens, and the model takes "
+            f"{found.rows:,}; name the one that the model was trained with by --tokenizer"
         )
     return found
 

@@ -15,6 +15,7 @@ from patterning_fast.commands.folder import next_command, noting, write_settings
 from patterning_fast.commands.options import Help
 from patterning_fast.commands.samples import Samples
 from patterning_fast.durable import clear_partial, put_folder, writing
+from patterning_fast.patterning.extremes import extreme_data
 from patterning_fast.patterning.modes import Modes, modes
 from patterning_fast.report import figures
 from patterning_fast.report.text import text_table
@@ -22,6 +23,8 @@ from patterning_fast.report.text import text_table
 MODES = "modes.safetensors"
 STRONGEST = 4
 """Components of a mode that are named."""
+EXTREMES, BEFORE = 5, 8
+"""Tokens at either end of a mode that are shown, and tokens before each."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,13 @@ def find_modes(folder: Path, settings: ModesSettings) -> str:
     with writing("modes", target):
         clear_partial(target)
         put_folder(target, write)
+    samples = Samples.load(folder / TOKENS)
     above = int(found.table["above_floor"].sum())
     return "\n".join([
         *notes,
         text_table(mode_rows(found)),
-        extremes(found, Samples.load(folder / TOKENS)),
+        text_table(token_rows(found, samples)),
+        extremes(found, samples),
         f"trust: {above} of {len(found)} modes stand above the noise floor, {found.table.attrs['noise_floor']:.3g}. "
         + ("Plan along one of these" if above else "Estimate with more chains, or other components or data, first"),
         f"written: {target}",
@@ -79,9 +84,20 @@ def mode_rows(found: Modes) -> list[dict[str, Any]]:
     return rows
 
 
+def token_rows(found: Modes, samples: Samples) -> list[dict[str, Any]]:
+    """The tokens that the first mode loads on most and least, after what comes before them."""
+    text, document = samples.table["text"].values, samples.table["document"].values
+    rows = extreme_data(found[0], [list(each) for each in text], count=EXTREMES, context=BEFORE)
+    return [
+        {"mode 1": row["loading"], "document": str(document[row["sample"]]), "after": row["text so far"],
+         "token": row["token"]}
+        for row in rows
+    ]  # fmt: skip
+
+
 def extremes(found: Modes, samples: Samples) -> str:
     """The documents that the first mode loads on most and least, on average over their tokens."""
-    loading = found[0].data * found[0].data.size**0.5
+    loading = found[0].data * found[0].data.size ** 0.5
     mean = xr.DataArray(loading.values, dims="token").groupby(xr.DataArray(loading["document"].values, dims="token",
                                                                             name="document")).mean()  # fmt: skip
     order = mean.values.argsort()

@@ -70,16 +70,15 @@ def option_of(kind: type, field: dataclasses.Field[Any]) -> Any:
     said = next(each.text for each in typing.get_args(hint)[1:] if isinstance(each, Help))
     plain = typing.get_type_hints(kind)[field.name]
     several = typing.get_origin(plain) is tuple
-    default = ",".join(map(str, field.default)) if several else str(field.default)
+    default: Any = field.default
+    default = ",".join(map(str, default)) if several else str(default)
     if default:
         said += f" [{default.lower() if plain is bool else default}]"
     metavar = "LIST" if several else {str: "TEXT", int: "WHOLE", float: "NUMBER", bool: None}[plain]
     return Annotated[(list[str] if several else plain) | None, typer.Option(help=said, metavar=metavar)]
 
 
-def settings_from(
-    step: str, kind: Any, file: Path | None, typed: Mapping[str, Any], changes: Sequence[str]
-) -> Any:
+def settings_from(step: str, kind: Any, file: Path | None, typed: Mapping[str, Any], changes: Sequence[str]) -> Any:
     """Settings of a class: its defaults, then the file's, those typed and those set.
 
     Raises ValueError for settings there are not, or of another type; OSError where there is no such file.

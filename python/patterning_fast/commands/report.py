@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from patterning_fast.commands.dataset_file import load_dataset
-from patterning_fast.commands.estimate import chi_of, settings_of
+from patterning_fast.commands.estimate import TOKENS, chi_of, settings_of
 from patterning_fast.commands.estimate import said as said_of_chi
-from patterning_fast.commands.modes import MODES, mode_rows, modes_of
+from patterning_fast.commands.modes import MODES, extremes, mode_rows, modes_of, token_rows
 from patterning_fast.commands.plan import PLAN, component_rows, plan_of
+from patterning_fast.commands.samples import Samples
 from patterning_fast.commands.train import RECORD
 from patterning_fast.commands.verify import VERIFICATION, verification_rows
 from patterning_fast.durable import put, writing
@@ -35,7 +36,10 @@ def make_report(folder: Path, settings: ReportSettings) -> str:
         "text": said_of_chi(folder, chi, []).rpartition("\nwritten: ")[0],
     }]  # fmt: skip
     if (folder / "modes" / MODES).exists():
-        sections.append({"title": "Modes", "rows": mode_rows(modes_of(folder)),
+        found, samples = modes_of(folder), Samples.load(folder / TOKENS)
+        sections.append({"title": "Tokens at either end of the first mode", "rows": token_rows(found, samples),
+                         "text": extremes(found, samples)})  # fmt: skip
+        sections.append({"title": "Modes", "rows": mode_rows(found),
                          "settings": text_of(folder / "modes" / "modes.toml"),
                          "picture": picture(folder / "modes" / "scree.png")})  # fmt: skip
     for own in sorted(path.parent for path in folder.glob(f"*/{PLAN}")):
@@ -43,8 +47,8 @@ def make_report(folder: Path, settings: ReportSettings) -> str:
         sections.append({"title": f"{own.name}: expected changes", "rows": component_rows(plan), "text": repr(plan),
                          "settings": text_of(own / "plan.toml")})  # fmt: skip
         if (own / VERIFICATION).exists():
-            found = load_dataset(own / VERIFICATION, "verify")
-            sections.append({"title": f"{own.name}: verified", "rows": verification_rows(found),
+            checked = load_dataset(own / VERIFICATION, "verify")
+            sections.append({"title": f"{own.name}: verified", "rows": verification_rows(checked),
                              "settings": text_of(own / "verify.toml"),
                              "picture": picture(own / "verification.png")})  # fmt: skip
         if (own / RECORD).exists():

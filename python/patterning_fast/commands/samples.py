@@ -30,7 +30,8 @@ class Samples:
     """Strings of tokens, each of one document."""
 
     table: xr.Dataset
-    """`input_ids` int32 `[sample, place]`, 0 behind the end; `length`, `document` and `domain` of each sample."""
+    """`input_ids` int32 `[sample, place]`, 0 behind the end; `length`, `document` and `domain` of each sample.
+    `text` of each token, once they are `decoded`."""
 
     def data(self) -> dict[str, Tensor]:
         """As `pf.losses.causal_lm` takes it."""
@@ -43,18 +44,18 @@ class Samples:
     def __len__(self) -> int:
         return self.table.sizes["sample"]
 
-    @property
-    def rows(self) -> list[np.ndarray]:
-        """The tokens of each sample."""
-        lengths = self.table["length"].values
-        return [row[:length] for row, length in zip(self.table["input_ids"].values, lengths, strict=True)]
-
     def said(self) -> str:
         """In a line."""
         tokens, documents = int(self.table["length"].sum()), len(set(self.table["document"].values))
         domains = sorted(set(self.table["domain"].values))
         named = ", ".join(domains[:6]) + (", ..." if len(domains) > 6 else "")
         return f"{len(self):,} samples of {documents:,} documents, {tokens:,} tokens; domains: {named}"
+
+    def decoded(self, decode: Callable[[int], str]) -> Samples:
+        """With the text of each token, which pages show."""
+        known, at = np.unique(self.table["input_ids"].values, return_inverse=True)
+        text = np.array([decode(int(each)) for each in known])[at.reshape(self.table["input_ids"].shape)]
+        return Samples(self.table.assign(text=(("sample", "place"), text)))
 
     def save(self, path: Path) -> None:
         """Raises OSError."""

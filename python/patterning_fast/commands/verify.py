@@ -90,7 +90,7 @@ def said(folder: Path, own: Path, found: xr.Dataset, notes: list[str]) -> str:
     if radius:
         trust = f"the prediction is kept up to strength {radius:.3g}"
     elif verdicts == {"too noisy"}:
-        trust = f"the prediction could not be told from noise: remove {own / VERIFICATION} and take more --chains or --draws"
+        trust = f"the prediction could not be told from noise: remove {own / VERIFICATION}, and take more --chains or --draws"
     else:
         trust = "the prediction did not hold: plan at a smaller strength"
     more = "" if own.name == "plan" else f" --plan {own.name}"
