@@ -170,8 +170,8 @@ def misused(error: Any) -> int:
     """Say what is wrong with a command line; the exit status."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     usage = [context.get_usage()] if context else []
-    what = f"argument {'/'.join(parameter.opts)}: {error.message}" if parameter else error.format_message()
-    print("\n".join([*usage, f"patterning-fast: error: {what}"]), file=sys.stderr)
+    what = f"argument {'/'.join(parameter.opts)}: {error.message}" if parameter and error.message else ""
+    print("\n".join([*usage, f"patterning-fast: error: {what or error.format_message()}"]), file=sys.stderr)
     return 2
 
 

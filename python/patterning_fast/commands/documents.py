@@ -12,6 +12,7 @@ from patterning_fast.commands.folder import check_needs
 from patterning_fast.tasks.domains import DOMAIN_COLUMNS, data_sets, of_path
 
 FORMS = "a file .jsonl, .parquet, .txt or .bin, a folder of such files, or hf:NAME"
+TABLES = (".jsonl", ".parquet")
 ROWS = 1_000
 """Of a Parquet file, read at once."""
 
@@ -36,8 +37,7 @@ def check_source(source: str) -> None:
         return
     if not path.exists():
         raise FileNotFoundError(f"there is no {source}: --data takes {FORMS}")
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    if any(each.suffix == ".parquet" for each in files):
+    if any(each.suffix == ".parquet" for each in files_of(path)):
         check_needs(f"--data {source}", ["pyarrow"])
 
 
@@ -52,11 +52,19 @@ def documents(source: str, column: str) -> Iterator[Document]:
     elif (path / "dataset_info.json").exists():
         yield from of_rows(path.name, data_sets().load_from_disk(path), column)
     else:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        found = [each for each in (of_file(file, column) for file in files) if each is not None]
+        found = [each for each in (of_file(file, column) for file in files_of(path)) if each is not None]
         if not found:
             raise ValueError(f"{source} holds no data that can be read: --data takes {FORMS}")
         yield from in_turn(found)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file; of a folder, its tables wherever they lie within, else its files and folders of text."""
+    if not path.is_dir():
+        return [path]
+    hidden = list(path.rglob(".*"))
+    inside = [each for each in sorted(path.rglob("*")) if not any(each.is_relative_to(one) for one in hidden)]
+    return [each for each in inside if each.suffix in TABLES] or [each for each in inside if each.parent == path]
 
 
 def of_file(file: Path, column: str) -> Iterator[Document] | None:

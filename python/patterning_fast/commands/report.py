@@ -37,11 +37,11 @@ def make_report(folder: Path, settings: ReportSettings) -> str:
     }]  # fmt: skip
     if (folder / "modes" / MODES).exists():
         found, samples = modes_of(folder), Samples.load(folder / TOKENS)
-        sections.append({"title": "Tokens at either end of the first mode", "rows": token_rows(found, samples),
-                         "text": extremes(found, samples)})  # fmt: skip
         sections.append({"title": "Modes", "rows": mode_rows(found),
                          "settings": text_of(folder / "modes" / "modes.toml"),
                          "picture": picture(folder / "modes" / "scree.png")})  # fmt: skip
+        sections.append({"title": "Tokens at either end of the first mode", "rows": token_rows(found, samples),
+                         "text": extremes(found, samples)})  # fmt: skip
     for own in sorted(path.parent for path in folder.glob(f"*/{PLAN}")):
         plan = plan_of(own)
         sections.append({"title": f"{own.name}: expected changes", "rows": component_rows(plan), "text": repr(plan),

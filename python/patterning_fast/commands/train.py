@@ -14,9 +14,9 @@ import xarray as xr
 
 from patterning_fast.arguments import Count, NonNegative, Positive, Seed, checked
 from patterning_fast.commands.estimate import TOKENS, chi_of, reloaded
-from patterning_fast.commands.folder import check_needs, goes_on, next_command, write_settings
+from patterning_fast.commands.folder import check_needs, fingerprint, goes_on, next_command, write_settings
 from patterning_fast.commands.options import Help
-from patterning_fast.commands.plan import NAME, WEIGHTS, fingerprint, folder_of
+from patterning_fast.commands.plan import NAME, WEIGHTS, folder_of
 from patterning_fast.commands.samples import Samples, losses_on
 from patterning_fast.durable import clear_partial, put, put_folder, writing
 from patterning_fast.posterior import losses

@@ -13,9 +13,9 @@ import xarray as xr
 from patterning_fast.arguments import Count, Positive, Seed, Whole, checked
 from patterning_fast.commands.dataset_file import load_dataset, save_dataset
 from patterning_fast.commands.estimate import TOKENS, chi_of, posterior_of, reloaded, settings_of
-from patterning_fast.commands.folder import goes_on, next_command, noting, write_settings
+from patterning_fast.commands.folder import fingerprint, goes_on, next_command, noting, write_settings
 from patterning_fast.commands.options import Help
-from patterning_fast.commands.plan import NAME, PLAN, fingerprint, folder_of, plan_of
+from patterning_fast.commands.plan import NAME, PLAN, folder_of, plan_of
 from patterning_fast.commands.samples import Samples
 from patterning_fast.domains import Holds
 from patterning_fast.durable import put, writing
@@ -90,7 +90,7 @@ def said(folder: Path, own: Path, found: xr.Dataset, notes: list[str]) -> str:
     if radius:
         trust = f"the prediction is kept up to strength {radius:.3g}"
     elif verdicts == {"too noisy"}:
-        trust = f"the prediction could not be told from noise: remove {own / VERIFICATION}, and take more --chains or --draws"
+        trust = f"the prediction is lost in noise: remove {own / VERIFICATION}, and take more --chains or --draws"
     else:
         trust = "the prediction did not hold: plan at a smaller strength"
     more = "" if own.name == "plan" else f" --plan {own.name}"
