@@ -35,7 +35,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for each in ("estimate", "modes", "plan", "verify", "train", "report", "demo", "run", "results", "data", "doctor"):
         assert f"\n  {each} " in said
-    assert "..." not in said  # every line is whole
+    assert "..." not in said.partition("Commands:")[2]  # every line is whole
 
 
 def test_what_is_set_counts_more_than_what_is_typed_and_that_more_than_the_file(tmp_path: Path) -> None:

@@ -90,9 +90,10 @@ def language(name: str, tokenizer: str = "") -> Language:
     with explained(f"the model {name}", name):
         model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
     other = tokenizer or place
-    if Path(other).is_dir() and "gguf_file" not in options and not any(Path(other).glob(each) for each in TOKENIZERS):
+    of_gguf = not tokenizer and bool(options)
+    if Path(other).is_dir() and not of_gguf and not any(any(Path(other).glob(each)) for each in TOKENIZERS):
         raise ValueError(
-            f"{other} holds no tokenizer (tokenizer.json): copy the model's own there, or name its folder by --tokenizer"
+            f"{other} holds no tokenizer (tokenizer.json): copy the model's own there, or name it by --tokenizer"
         )
     with explained(f"the tokenizer of {tokenizer or name}", other, " (name the model's own with --tokenizer)"):
         tokens = AutoTokenizer.from_pretrained(other, **({} if tokenizer else options))
