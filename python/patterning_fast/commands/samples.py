@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from patterning_fast.commands.dataset_file import load_dataset, save_dataset
 from patterning_fast.commands.documents import Document
-from patterning_fast.posterior.data import sample_count, take
-from patterning_fast.posterior.losses import causal_lm, predicted
+from patterning_fast.posterior.data import present_in, sample_count, take
+from patterning_fast.posterior.losses import causal_lm
 
 LONGEST_TOKEN = 16
 """Characters: of a document that much is read for each token that samples can take of it."""
@@ -140,9 +140,9 @@ def samples_of(rows: list[np.ndarray], documents: list[str], domains: list[str])
 
 def losses_on(model: nn.Module, samples: Samples) -> np.ndarray:
     """The loss of each next token `[samples, tokens]` in nats, NaN where there is none; the model in eval mode."""
-    data, found = samples.data(), []
+    data = samples.data()
     with torch.no_grad():
-        for at in range(0, sample_count(data), TOGETHER):
-            batch = take(data, slice(at, at + TOGETHER))
-            found.append(torch.where(predicted(batch), causal_lm(model, batch), torch.nan).numpy())
-    return np.concatenate(found)
+        batches = (take(data, slice(at, at + TOGETHER)) for at in range(0, sample_count(data), TOGETHER))
+        found = torch.cat([causal_lm(model, batch) for batch in batches])
+    present = present_in(causal_lm, data, tuple(found.shape[1:]))
+    return (found if present is None else torch.where(present, found, torch.nan)).numpy()

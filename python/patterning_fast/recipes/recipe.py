@@ -113,7 +113,8 @@ def module_of(path: Path, name: str) -> ModuleType:
     return module
 
 
-def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
+@checked
+def settings(path: Path, kind: type, given: Mapping[str, object]) -> Any:
     """The settings of a recipe, each checked for its type; lists become tuples."""
     known = typing.get_type_hints(kind)
     values = {}
@@ -127,6 +128,7 @@ def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
+@checked
 def change(text: str) -> tuple[str, Any]:
     """A setting's name and its value, of "NAME=VALUE"; raises ValueError for anything else."""
     name, equals, value = text.partition("=")

@@ -18,8 +18,8 @@ from patterning_fast.arguments import checked
 from patterning_fast.durable import put, writing
 from patterning_fast.engine.identity import differences, digest
 from patterning_fast.patterning.plan import Plan
-from patterning_fast.posterior.data import parts_of, sample_count
-from patterning_fast.posterior.losses import OF_LANGUAGE_MODELS, Batch, predicted_of_all
+from patterning_fast.posterior.data import parts_of, present_in, sample_count
+from patterning_fast.posterior.losses import OF_LANGUAGE_MODELS, Batch, causal_lm
 from patterning_fast.posterior.weights import check_values, one_probe, placed, shown
 
 RECORD = b"patterning_fast"
@@ -124,7 +124,8 @@ def with_losses(data: Batch) -> npt.NDArray[np.bool_] | None:
     """Which next tokens have a loss `[samples, tokens]`, where data say so as `losses.causal_lm` reads them."""
     if not isinstance(data, Mapping) or len(data) < 2 or "input_ids" not in data or set(data) - set(OF_LANGUAGE_MODELS):
         return None
-    return predicted_of_all(data).cpu().numpy()
+    present = present_in(causal_lm, data, (data["input_ids"].shape[1] - 1,))
+    return None if present is None else present.cpu().numpy()
 
 
 def sealed(content: bytes) -> bytes:
