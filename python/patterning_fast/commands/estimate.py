@@ -35,6 +35,9 @@ COLUMNS = {"chi_reliability": "reliability", "chains_run": "chains", "settled": 
            "relaxation_steps": "relaxation steps", "blind_correlation": "goes with chi of no loss"}  # fmt: skip
 """What is told of a component, in words."""
 
+GEOMETRY = 0.9
+"""Correlation with chi of no loss above which that is said."""
+
 SHOWN = 20
 """Components of which it is told, the most reliable first."""
 
@@ -168,19 +171,26 @@ def said(folder: Path, chi: xr.Dataset, first: list[str]) -> str:
         {"component": name} | {told: chi[each].values[at].item() for each, told in COLUMNS.items() if each in chi}
         for at, name in enumerate(chi["component"].values.tolist())
     ]
-    rows.sort(key=lambda row: -row["reliability"])
-    wanted, settled = json.loads(chi.attrs["goal"])[0], int(chi["settled"].sum())
-    known = int((chi["chi_reliability"] >= wanted).sum()) if wanted else 0
+    rows.sort(key=lambda row: -np.nan_to_num(row["reliability"], nan=-1.0))
+    wanted, count = json.loads(chi.attrs["goal"])[0], len(rows)
+    settled, known = (int(which.sum()) for which in (chi["settled"], chi["chi_reliability"] >= wanted))
+    ball = int((chi["blind_correlation"] > GEOMETRY).sum()) if "blind_correlation" in chi else 0
+    repeat = f"{known} of {count} components repeat with reliability {wanted:g} or more" if wanted else (
+        "a reliability near 1 repeats, one near 0 is noise"
+    )  # fmt: skip
     lines = [
         *first,
-        f"chi: {chi.sizes['component']} components by {chi.sizes['token']:,} tokens, loss {chi.attrs['loss']:.3g} nats "
-        f"a token, {chi.attrs['seconds']:.0f} s",
-        text_table(rows[:SHOWN]) + (f"\n... and {len(rows) - SHOWN} others" if len(rows) > SHOWN else ""),
+        f"chi: {count} components by {chi.sizes['token']:,} tokens, loss {chi.attrs['loss']:.3g} nats a token, "
+        f"{chi.attrs['seconds']:.0f} s",
+        text_table(rows[:SHOWN]) + (f"\n... and {count - SHOWN} others" if count > SHOWN else ""),
         *chi.attrs["notes"],
-        (f"trust: {known} of {len(rows)} components repeat with reliability {wanted:g} or more, " if wanted
-         else "trust: a reliability near 1 repeats, one near 0 is noise; ")
-        + f"chains of {settled} had settled; where chi goes with that of no loss, it says little of the data",
-    ]  # fmt: skip
+        f"trust: {repeat}; chains of {settled} of {count} had settled",
+    ]
+    if ball:
+        lines.append(
+            f"trust: chi of {ball} of {count} goes with that of no loss by {GEOMETRY:g} or more: chains that feel "
+            "no loss, in a Gaussian ball around the weights, know it as well; raise --n-beta or lower --localization"
+        )
     if wanted and known < len(rows):
         lines.append("the same command with a larger --max-chains or --max-seconds goes on from these chains")
     return "\n".join([*lines, f"written: {folder / CHI}", next_command("modes", folder)])
