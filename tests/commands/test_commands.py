@@ -226,7 +226,7 @@ def test_a_file_of_estimates_is_whole_or_refused(tmp_path: Path) -> None:
 
 
 SMALLEST = {
-    "estimate": "components=l29h0,l29h1 samples=2 length=6 batch_size=2 draws=1 burn_in=1 chains=4 reliability=0 lr=4e-3",
+    "estimate": "components=l29h0,l29h1 samples=2 length=6 batch_size=2 draws=1 burn_in=1 chains=4 reliability=0",
     "modes": "unsettled=true",
     "plan": "unsettled=true strength=0.1",
     "verify": "draws=1 burn_in=1 batch_size=2",
