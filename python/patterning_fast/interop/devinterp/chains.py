@@ -97,9 +97,14 @@ class TracedEnsemble(TorchEnsemble):
 
 
 def trace_chains(
-    posterior: LocalPosterior, plan: ChainPlan, sets: list[EvaluationSet], order: Tensor, settings: Settings
+    posterior: LocalPosterior,
+    plan: ChainPlan,
+    sets: list[EvaluationSet],
+    order: Tensor,
+    settings: Settings,
+    draws: bool,
 ) -> Traces:
-    """Run chains from w* on, and keep their losses.
+    """Run chains from w* on, and keep their losses: of minibatches, and with `draws` of the sets.
 
     Raises ValueError where memory does not hold them, ChainDivergedError where no chain is left. Warns of those that
     have diverged.
@@ -118,6 +123,7 @@ def trace_chains(
         {
             each.name: np.full((*by_component, settings.num_draws, len(each.data), tokens), np.nan, np.float32)
             for each in sets
+            if draws
         },
     )
     limit = DIVERGED * (1 + float(np.abs(traces.init).mean()))
@@ -129,7 +135,7 @@ def trace_chains(
             chains.step(pool)
             chains.freeze_diverged(limit, step)
             traces.minibatches[:, :, step] = chains.seen.cpu().numpy().reshape(*by_component, -1, tokens)
-            if step in settings.draw_steps:
+            if draws and step in settings.draw_steps:
                 draw = settings.draw_steps.index(step)
                 for rows, losses in chains.evaluated_rows(pool):
                     losses[chains.traces.diverged[rows].to(losses.device)] = math.nan

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Annotated, Any
 
 import xarray as xr
 from torch import nn
 
 from patterning_fast.arguments import KeywordsOf, NonNegative, Positive, checked
-from patterning_fast.interop.devinterp.sampling import LossFunction, ParamMasks, sample
+from patterning_fast.interop.devinterp.sampling import LossFunction, ParamMasks, sample, sample_each
+from patterning_fast.interop.devinterp.settings import Settings
 from patterning_fast.interop.devinterp.tokens import ObservableSpecs, TokenDataset
 from patterning_fast.interop.devinterp.whole import dataset_of, whole_chains
+from patterning_fast.posterior.components import FULL
 
 
 @checked
@@ -26,11 +29,17 @@ def llc(
     loss_fn: LossFunction | None = None,
     **kwargs: Annotated[Any, KeywordsOf(sample)],
 ) -> xr.Dataset:
-    """`compute_llc` of what `sample` gives, which takes all further keywords."""
-    samples = sample(
-        model, dataset, observables, lr=lr, n_beta=n_beta, param_masks=param_masks, loss_fn=loss_fn, **kwargs
+    """`compute_llc` of what `sample` gives, which takes all further keywords.
+
+    Losses of observables, which the LLC does not need, are taken only where `output_path` keeps them.
+    """
+    output, device = kwargs.pop("output_path", None), kwargs.pop("device", None)
+    paths = {} if output is None else {FULL: Path(output)}
+    settings = Settings(lr=lr, n_beta=n_beta, **kwargs)
+    samples = sample_each(
+        model, dataset, observables, {FULL: param_masks}, settings, device, paths, loss_fn, draws=output is not None
     )
-    return compute_llc(samples)
+    return compute_llc(samples[FULL])
 
 
 @checked

@@ -119,8 +119,12 @@ def sample_each(
     device: str | None,
     paths: Mapping[str, Path],
     loss_fn: LossFunction | None,
+    draws: bool = True,
 ) -> dict[str, xr.DataTree]:
-    """The trees of several restrictions, sampled in one bank, which shares what chains recall of minibatches."""
+    """The trees of several restrictions, sampled in one bank, which shares what chains recall of minibatches.
+
+    Without `draws` the observables' losses are left out.
+    """
     known = {id(dataset): token_ids("dataset", dataset)}
     ids = known[id(dataset)]
     probes = observed(observables, known, settings)
@@ -152,9 +156,9 @@ def sample_each(
     plan = plan_of([each for name, each in moving.items() if name not in trees], settings)
     if plan.components:
         order = batches(len(ids), settings)
-        traces = trace_chains(posterior, plan, sets, order.to(posterior.device), settings)
+        traces = trace_chains(posterior, plan, sets, order.to(posterior.device), settings, draws)
         for at, each in enumerate(plan.components):
-            made = tree(traces, at, ids, probes, order, settings)
+            made = tree(traces, at, ids, probes if draws else {}, order, settings)
             if each.name in paths:
                 made = keep(made, paths[each.name], runs[each.name])
             trees[each.name] = made
