@@ -215,7 +215,7 @@ def test_numbers_agree_within_errors() -> None:
         assert abs(float(standard_difference(own_llc, their_llc))) < 5
 
     def chi(trees: dict[str, xr.DataTree]) -> np.ndarray:
-        return ours.compute_susceptibilities(trees, "train")["susceptibilities"]["sus"].values
+        return ours.compute_susceptibilities(trees, "train")["susceptibilities"].to_dataset()["sus"].values
 
     def influence(trees: dict[str, xr.DataTree]) -> np.ndarray:
         found = ours.compute_bif(trees["full"], average_tokenwise_bif=True, compute_covariance=True)

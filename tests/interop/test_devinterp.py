@@ -28,6 +28,10 @@ def sampled(**changes: Any) -> xr.DataTree:
     return devinterp.sample(language_model(), TOKENS, OBSERVABLES, **SETTINGS | changes)
 
 
+def values(samples: xr.DataTree, name: str) -> np.ndarray:
+    return samples.to_dataset()[name].values
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -97,29 +101,30 @@ def test_restrictions_move_what_they_name_and_nothing_else() -> None:
     np.testing.assert_allclose(alone["sus"][:, 0], chi["sus"][:, 0], atol=1e-6)
 
 
-def test_chi_is_that_of_the_library_but_for_its_reference() -> None:
-    """With `init_loss` on the very sequences that φ is taken on, the formula is that of `chi_two_chain`."""
-    model, count = language_model(), 8
+def test_with_one_reference_chi_knows_no_constant() -> None:
+    """With `init_loss` on the very sequences that φ is taken on, χ is as if all losses were taken from w* on."""
+    model = language_model()
     masks = {"full": None, "l0h1": devinterp.create_param_masks(model, "l0h1")}
     many = SETTINGS | {"num_draws": 20, "num_chains": 8, "match_sampling_input_ids_across_chains": False}
     trees = {
         name: devinterp.sample(model, TOKENS, OBSERVABLES, param_masks=each, **many) for name, each in masks.items()
     }
-    own = trees["full"]["input_ids_train"].values
+    own = values(trees["full"], "input_ids_train")
     with torch.no_grad():
         center = float(pf.losses.next_token(model, torch.as_tensor(own)).mean())
-    assert abs(center - float(trees["full"]["init_loss"].mean())) > 1e-3
-    once = {name: xr.DataTree(each.to_dataset().assign(init_loss=("chain", np.full(8, center)))) for name, each in
-            trees.items()}  # fmt: skip
-    phi = [each["loss_train"].values.mean((2, 3), dtype=np.float64) - center for each in trees.values()]
-    losses = [each["loss_probe"].values.astype(np.float64) for each in trees.values()]
-    shift = phi[1].mean() * (phi[0].mean() - (losses[0] - losses[0][:1, :1]).mean((0, 1)) - losses[0][0, 0])
-    chi = devinterp.compute_susceptibilities(once, "train")["susceptibilities"]["sus"].values
-    cross = (phi[1][..., None, None] * losses[1]).mean((0, 1))
-    expected = (phi[1] ** 2).mean() - cross - shift
-    # E[φ·(φ + c) ] − E[φ]·(F + c): the constant c drops out.
-    np.testing.assert_allclose(chi[:, 0], expected.ravel(), atol=1e-5)
-    assert count == len(own)
+    assert abs(center - float(values(trees["full"], "init_loss").mean())) > 1e-3
+    once = {
+        name: xr.DataTree(each.to_dataset().assign(init_loss=("chain", np.full(8, center))))
+        for name, each in trees.items()
+    }
+    chi = devinterp.compute_susceptibilities(once, "train")["susceptibilities"].to_dataset()["sus"].values
+    phi = [values(each, "loss_train").mean((2, 3), dtype=np.float64) - center for each in trees.values()]
+    with torch.no_grad():
+        probe = pf.losses.next_token(model, torch.as_tensor(values(trees["full"], "input_ids_probe"))).numpy()
+    moved = [values(each, "loss_probe").astype(np.float64) - probe for each in trees.values()]
+    of_head = phi[1][..., None, None]
+    expected = (of_head * (of_head - moved[1])).mean((0, 1)) - phi[1].mean() * (phi[0].mean() - moved[0].mean((0, 1)))
+    np.testing.assert_allclose(chi[:, 0], expected.ravel(), atol=1e-6)
 
 
 def test_burn_in_counts_and_can_be_left_out() -> None:
@@ -127,8 +132,8 @@ def test_burn_in_counts_and_can_be_left_out() -> None:
     with pytest.warns(UserWarning, match="counts 4 steps of burn-in"):
         counted = devinterp.compute_llc(samples)
     left_out = devinterp.compute_llc(samples.isel(step=slice(4, None)))
-    trace = samples["sampling_loss_micro"].values.astype(np.float64).mean((2, 3))
-    center = samples["init_loss"].values.astype(np.float64).mean()
+    trace = values(samples, "sampling_loss_micro").astype(np.float64).mean((2, 3))
+    center = values(samples, "init_loss").astype(np.float64).mean()
     np.testing.assert_allclose(counted["llc_per_chain"], 10 * (trace.mean(1) - center), rtol=1e-9)
     np.testing.assert_allclose(left_out["llc_per_chain"], 10 * (trace[:, 4:].mean(1) - center), rtol=1e-9)
 
@@ -185,7 +190,7 @@ def test_chains_that_diverge_are_left_out_and_said() -> None:
     arguments: dict[str, Any] = SETTINGS | {"lr": 0.02, "localization": 0.0, "num_draws": 12, "num_chains": 8}
     with pytest.warns(UserWarning, match=r"\d of 8 chains have diverged, and are left out of all .*full\[\d\]"):
         samples = devinterp.sample(Explosive(), TOKENS, {"t": (TOKENS, 1)}, **arguments, loss_fn=loss_of_one_side)
-    gone = np.isnan(samples["sampling_loss_micro"].values).any((1, 2, 3))
+    gone = np.isnan(values(samples, "sampling_loss_micro")).any((1, 2, 3))
     assert 0 < gone.sum() < 8
     with pytest.warns(UserWarning, match="compute_llc: chains .* of 8 have diverged"):
         found = devinterp.compute_llc(samples)
@@ -211,7 +216,7 @@ def test_a_box_holds_the_chains() -> None:
 
     wide = SETTINGS | {"lr": 0.1, "n_beta": 0.0, "localization": 1.0, "num_draws": 30}
     samples = devinterp.sample(Number(), TOKENS, {"t": (TOKENS, 1)}, **wide, loss_fn=place, bounding_box_size=0.25)
-    found = samples["loss_t"].values
+    found = values(samples, "loss_t")
     assert found.min() == pytest.approx(0.75, abs=1e-6)
     assert found.max() == pytest.approx(1.25, abs=1e-6)
 
@@ -272,7 +277,7 @@ def test_other_trees_are_refused() -> None:
         ({"batch_index_range_1": [99]}, "batch_index_range_1 must be numbers of the 12 sequences"),
     ):
         with pytest.raises(ValueError, match=message):
-            devinterp.compute_bif(samples, **options)  # type: ignore[arg-type]
+            devinterp.compute_bif(samples, **options)
 
 
 def test_nothing_is_said_where_nothing_is_amiss() -> None:
