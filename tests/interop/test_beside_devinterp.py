@@ -196,7 +196,7 @@ def test_names_mean_the_same(model: Callable[[], Any], name: str | list[str]) ->
 
 
 def test_numbers_agree_within_errors() -> None:
-    """Chains that share nothing give errors: of 8 each, differences lie within 5 of them (1 in 5,000 does not)."""
+    """Chains that share nothing give errors: of 8 each, differences lie within 4 of them (1 in 800 does not, and seeds are fixed)."""
     many = SETTINGS | {"num_chains": 8, "num_draws": 20, "match_sampling_input_ids_across_chains": False}
     masks = {"full": None, "l1": ours.create_param_masks(llama(), "l1")}
     own, their = (
@@ -212,7 +212,7 @@ def test_numbers_agree_within_errors() -> None:
         own_llc, their_llc = (
             ours.compute_llc(xr.DataTree(each[name]))["llc_per_chain"].values for each in (own, their)
         )
-        assert abs(float(standard_difference(own_llc, their_llc))) < 5
+        assert abs(float(standard_difference(own_llc, their_llc))) < 4
 
     def chi(trees: dict[str, xr.DataTree]) -> np.ndarray:
         return ours.compute_susceptibilities(trees, "train")["susceptibilities"].to_dataset()["sus"].values
