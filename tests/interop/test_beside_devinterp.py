@@ -196,7 +196,7 @@ def test_names_mean_the_same(model: Callable[[], Any], name: str | list[str]) ->
 
 
 def test_numbers_agree_within_errors() -> None:
-    """Chains that share nothing give errors: of 8 each, differences lie within 4 of them (1 in 800 does not, and seeds are fixed)."""
+    """Chains that share nothing give errors: of 8 each, differences lie within 4 of them; seeds are fixed."""
     many = SETTINGS | {"num_chains": 8, "num_draws": 20, "match_sampling_input_ids_across_chains": False}
     masks = {"full": None, "l1": ours.create_param_masks(llama(), "l1")}
     own, their = (
