@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import patterning_fast as pf
+from patterning_fast.interop import devinterp
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("models", "report", "tasks", "posterior.losses", "recipes.recipe", "training.side_by_side")
@@ -33,7 +34,8 @@ def exported() -> dict[str, Any]:
     """Functions and classes."""
     of_package = {name: getattr(pf, name) for name in pf.__all__}
     of_ops = {f"ops.{name}": getattr(pf.ops, name) for name in pf.ops.__all__}
-    found = of_package | of_ops | dict(tools())
+    of_interop = {f"interop.devinterp.{name}": getattr(devinterp, name) for name in devinterp.__all__}
+    found = of_package | of_ops | of_interop | dict(tools())
     return {name: each for name, each in found.items() if inspect.isfunction(each) or inspect.isclass(each)}
 
 

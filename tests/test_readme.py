@@ -13,7 +13,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.filterwarnings("error::patterning_fast.UnsettledWarning")
 @pytest.mark.parametrize(
-    ("document", "made"), [("README.md", {"retrained", "losses"}), ("docs/patterning.md", {"plan", "llama", "rho"})]
+    ("document", "made"),
+    [
+        ("README.md", {"retrained", "losses"}),
+        ("docs/patterning.md", {"plan", "llama", "rho"}),
+        ("docs/devinterp.md", {"response"}),
+    ],
 )
 def test_the_examples_run(document: str, made: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if document != "README.md":

@@ -221,12 +221,17 @@ def is_of_tokens(loss: Loss) -> bool:
 @explained
 def weighted_mean(loss: Loss, model: nn.Module, batch: Batch, weights: Tensor | None) -> Tensor:
     """Mean of ρ·l over a batch, a 0-d tensor to differentiate; `weights` ρ are shaped as the losses, None for all 1."""
+    return mean_and_losses(loss, model, batch, weights)[0]
+
+
+def mean_and_losses(loss: Loss, model: nn.Module, batch: Batch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`weighted_mean`, and the losses l that it is a mean of, which are not for differentiating."""
     tokens, labels = INPUTS_AND_LABELS[loss](batch) if is_of_tokens(loss) else (None, None)
     factors = None if tokens is None else flat_factors(model, tokens)
-    if labels is not None and factors is not None:
+    if tokens is not None and labels is not None and factors is not None:
         # The weights are known, so that the logits are made only once for losses and gradient.
         share = factors.hidden.new_full((labels.numel(),), 1 / labels.numel())
-        total, _ = ops.weighted_linear_cross_entropy(
+        total, flat = ops.weighted_linear_cross_entropy(
             factors.hidden,
             factors.unembedding,
             labels,
@@ -234,6 +239,6 @@ def weighted_mean(loss: Loss, model: nn.Module, batch: Batch, weights: Tensor | 
             offset=factors.offset,
             offset_scale=factors.offset_scale,
         )
-        return total
+        return total, flat.view(tokens.shape)
     losses = loss(model, batch)
-    return (losses if weights is None else losses * weights).mean()
+    return (losses if weights is None else losses * weights).mean(), losses.detach()
