@@ -27,3 +27,11 @@ class WholeModelWarning(PatterningWarning):
 
 class DamagedWarning(PatterningWarning):
     """A file of finished work is damaged; says what is computed again."""
+
+
+class DivergedWarning(PatterningWarning):
+    """Some chains have diverged, and are left out of the estimate."""
+
+
+class SubstitutionWarning(PatterningWarning):
+    """What was given cannot be used as it is; says what is used instead."""

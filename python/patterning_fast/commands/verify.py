@@ -55,9 +55,6 @@ def check_plan(folder: Path, settings: VerifySettings) -> str:
     told = settings_of(folder)
     model, notes = reloaded(folder, chi).model, list[str]()
     chosen = components(model, *told.components)
-    moved = {name for each in chosen.values() for name in each.coordinates}
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in moved)  # chains of "full", which `sample` adds, move no others then
     posterior = posterior_of(told, model, Samples.load(folder / TOKENS))
     write_settings(file, settings, made_from)
     with noting(notes):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patterning_fast.categories import DivergedWarning
 from patterning_fast.chains.plan import ChainPlan
 from patterning_fast.engine.evaluation import EvaluationSet, on_chains
 from patterning_fast.engine.memory import check_fits
@@ -149,6 +150,7 @@ def trace_chains(
         warnings.warn(
             f"{len(lost)} of {plan.rows} chains have diverged, and are left out of all that is computed from the "
             f"samples: {', '.join(lost)}. {why}",
+            DivergedWarning,
             stacklevel=4,
         )
     return traces

@@ -10,6 +10,7 @@ import xarray as xr
 from torch import nn
 
 from patterning_fast.arguments import KeywordsOf, NonNegative, Positive, checked
+from patterning_fast.categories import BiasWarning
 from patterning_fast.interop.devinterp.sampling import LossFunction, ParamMasks, sample, sample_each
 from patterning_fast.interop.devinterp.settings import Settings
 from patterning_fast.interop.devinterp.tokens import ObservableSpecs, TokenDataset
@@ -59,6 +60,7 @@ def compute_llc(samples: xr.DataTree) -> xr.Dataset:
         warnings.warn(
             f"the LLC counts {sampler['num_burnin_steps']} steps of burn-in, as devinterp's does: leave them out by "
             f"compute_llc(samples.isel(step=slice({sampler['num_burnin_steps']}, None)))",
+            BiasWarning,
             stacklevel=3,
         )
     center = float(found["init_loss"].mean(dtype="float64"))

@@ -14,6 +14,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from patterning_fast.arguments import Count, NonNegative, Positive, Seed, Whole, checked
+from patterning_fast.categories import SubstitutionWarning
 from patterning_fast.chains.plan import ChainPlan, Setting
 from patterning_fast.domains import Mend
 from patterning_fast.durable import make_folder, put_folder, writing
@@ -172,6 +173,7 @@ def in_float32(model: nn.Module, device: str) -> nn.Module:
         warnings.warn(
             f"the model's parameters are {', '.join(sorted(narrow))}: chains run on a copy in float32, as narrower "
             "weights round their steps away",
+            SubstitutionWarning,
             stacklevel=5,
         )
     here = next(model.parameters()).device == torch.device(device)

@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from patterning_fast.arguments import Count, checked
+from patterning_fast.categories import SubstitutionWarning
 from patterning_fast.domains import Anything
 
 PIECES = 20
@@ -33,7 +34,9 @@ def default_nbeta(
         )
     samples = int(size) * gradient_accumulation_steps
     if samples <= 1:
-        warnings.warn("n/log n is infinite for gradients of one sample: n_beta is 1 instead", stacklevel=3)
+        warnings.warn(
+            "n/log n is infinite for gradients of one sample: n_beta is 1 instead", SubstitutionWarning, stacklevel=3
+        )
         return 1.0
     return samples / math.log(samples)
 

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import xarray as xr
 
+from patterning_fast.categories import DivergedWarning
 from patterning_fast.engine.run import ChainDivergedError
 
 
@@ -26,5 +27,7 @@ def whole_chains(losses: xr.DataArray, name: str) -> np.ndarray:
         raise ChainDivergedError(f"{name}: all {len(finite)} chains have diverged; sample again with a lower lr")
     if not finite.all():
         lost = ", ".join(map(str, (~finite).nonzero()[0]))
-        warnings.warn(f"{name}: chains {lost} of {len(finite)} have diverged, and are left out", stacklevel=4)
+        warnings.warn(
+            f"{name}: chains {lost} of {len(finite)} have diverged, and are left out", DivergedWarning, stacklevel=4
+        )
     return finite.nonzero()[0]
