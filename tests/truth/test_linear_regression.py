@@ -161,7 +161,8 @@ def test_sample_meets_the_closed_forms(antithetic: bool) -> None:
     mask = torch.zeros(1, 4, dtype=torch.bool)
     mask[0, :2] = True
     statistics = pf.sample(
-        problem.posterior(model), pf.SGLD(problem.lr), components={"two": pf.component(model, "two", {"weight": mask})},
+        problem.posterior(model), pf.SGLD(problem.lr),
+        components={"two": pf.component(model, "two", {"weight": mask})} | pf.components(model, "full"),
         chains=32, draws=30, burn_in=8, steps_between_draws=8, batch_size=400, antithetic=antithetic, progress=False,
     )  # fmt: skip
     llc, chi, contributions = statistics.llc(), statistics.susceptibilities(), statistics.contributions()
