@@ -19,7 +19,7 @@ def plan(
     settings: tuple[Setting, ...] = (Setting(1e-3, 10.0, 100.0),),
 ) -> ChainPlan:
     model = language_model()
-    some = dict(list(pf.attention_heads(model).items())[:names])
+    some = dict(list(pf.attention_heads(model).items())[:names]) | pf.components(model, "full")
     return chain_plan(resolve_components(model, some), chains, antithetic, groups, settings)
 
 

@@ -24,8 +24,8 @@ def norm(model: nn.Module) -> Tensor:
 def run(traces: Path | None = None) -> pf.Statistics:
     posterior = language_posterior()
     return pf.sample(
-        posterior, pf.SGLD(1e-4), components=pf.attention_heads(posterior.model), observables={"norm": norm}, chains=4,
-        draws=12, batch_size=4, loss_kernel=True, tile=1, traces=traces, progress=False,
+        posterior, pf.SGLD(1e-4), components=pf.components(posterior.model, "heads", "full"), observables={"norm": norm},
+        chains=4, draws=12, batch_size=4, loss_kernel=True, tile=1, traces=traces, progress=False,
     )  # fmt: skip
 
 

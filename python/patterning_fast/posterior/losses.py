@@ -224,6 +224,7 @@ def weighted_mean(loss: Loss, model: nn.Module, batch: Batch, weights: Tensor | 
     return mean_and_losses(loss, model, batch, weights)[0]
 
 
+@explained
 def mean_and_losses(loss: Loss, model: nn.Module, batch: Batch, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """`weighted_mean`, and the losses l that it is a mean of, which are not for differentiating."""
     tokens, labels = INPUTS_AND_LABELS[loss](batch) if is_of_tokens(loss) else (None, None)
