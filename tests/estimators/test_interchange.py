@@ -23,9 +23,10 @@ def norm(model: nn.Module) -> Tensor:
 @cache
 def run(traces: Path | None = None) -> pf.Statistics:
     posterior = language_posterior()
+    components = pf.components(posterior.model, "heads", "full")
     return pf.sample(
-        posterior, pf.SGLD(1e-4), components=pf.components(posterior.model, "heads", "full"), observables={"norm": norm},
-        chains=4, draws=12, batch_size=4, loss_kernel=True, tile=1, traces=traces, progress=False,
+        posterior, pf.SGLD(1e-4), components=components, observables={"norm": norm}, chains=4,
+        draws=12, batch_size=4, loss_kernel=True, tile=1, traces=traces, progress=False,
     )  # fmt: skip
 
 
