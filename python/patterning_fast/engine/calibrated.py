@@ -113,7 +113,7 @@ def calibrated(
         "components": components, "batch_size": batch_size, "loss_samples": loss_samples, "seed": seed,
         "progress": progress,
     }  # fmt: skip
-    curvature, noise = at_center(posterior, names, shared)
+    curvature, noise = at_center(posterior, shared)
     rows: list[xr.Dataset] = []
     for n_beta, localization, lr in settings(posterior.item_count, curvature, noise, max_burn_in):
         relaxation = 1 / (lr * localization)
@@ -125,7 +125,6 @@ def calibrated(
                 steps_between_draws=apart, **shared,
             )  # fmt: skip
             found = findings(run).assign(run.blindness).assign_coords(component=run.component_names)
-            found = found.sel(component=names)
         except ChainDivergedError:
             found = xr.Dataset({"verdict": ("component", ["diverged"] * len(names))}, {"component": names})
         rows.append(found.assign_coords(lr=lr, n_beta=n_beta, localization=localization))
@@ -151,13 +150,13 @@ def preference(found: xr.Dataset) -> tuple[int, float]:
     return max(verdict, SOUND), BLIND if math.isnan(blind) else max(blind, BLIND)
 
 
-def at_center(posterior: LocalPosterior, names: list[str], shared: dict[str, Any]) -> tuple[float, float]:
+def at_center(posterior: LocalPosterior, shared: dict[str, Any]) -> tuple[float, float]:
     """Largest curvature of the loss, and variance of minibatch gradients, mean over coordinates, of any component.
 
     From one step at the published settings; 0 where they are not known.
     """
     run = sample(posterior, SGLD(LR), chains=2, draws=1, **shared)
-    seen = run.diagnostics().sel(component=names)
+    seen = run.diagnostics()
     curvature = (seen["curvature"] - posterior.localization) / posterior.n_beta
     noise = seen["gradient_noise"] / SGLD(LR).heating(LR, posterior.n_beta)
     return float(np.nan_to_num(curvature).max()), float(np.nan_to_num(noise).max())

